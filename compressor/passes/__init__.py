@@ -1,0 +1,1 @@
+"""One compression technique a file, named `<verb>_<object>.py` and found by that name."""

@@ -1,0 +1,1 @@
+"""Model → artifact of a target: one file `to_<target>.py` each, found by its name."""
