@@ -22,7 +22,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 
@@ -31,8 +43,19 @@ from runtimes.errors import Refusal
 from runtimes.types import Artifact, TensorSpec
 
 __all__ = [
-    "Context", "Env", "Keep", "Options", "QuantScheme", "Refusal", "Rung", "Samples", "Step",
-    "StepSpec", "Target", "Trial", "example_feeds",
+    "Context",
+    "Env",
+    "Keep",
+    "Options",
+    "QuantScheme",
+    "Refusal",
+    "Rung",
+    "Samples",
+    "Step",
+    "StepSpec",
+    "Target",
+    "Trial",
+    "example_feeds",
 ]
 
 

@@ -88,7 +88,9 @@ class Runtime(Protocol):
 
     def versions(self) -> Dict[str, str]: ...
 
-    def open_session(self, artifact: Artifact, *, threads: int = 1, device: str = "CPU") -> Session: ...
+    def open_session(
+        self, artifact: Artifact, *, threads: int = 1, device: str = "CPU"
+    ) -> Session: ...
 
 
 def runtime_names() -> List[str]:

@@ -1,15 +1,15 @@
 """Every error a user can see, sorted by who must act; each carries its exit code.
 
-    CompressError            70  a bug, unless a subclass says otherwise
-    ├── GateFailed            1  a gate failed (only `raise_for_verdict` raises it)
-    ├── UsageError            2  recipe, flag or data
-    ├── Inconclusive          3  not enough samples (only `raise_for_verdict` raises it)
-    ├── MissingTool           4  an extra or a vendor tool is not installed
-    ├── RuntimeUnavailable    4  the engine cannot run on this machine
-    ├── Unsupported           4  the model holds something this step or target refuses
-    ├── BuildFailed           5  a converter or compiler gave up
-    ├── BoardError            6  a board could not be reached or died
-    └── BadArtifact           7  digest, version or numeric mismatch
+CompressError            70  a bug, unless a subclass says otherwise
+├── GateFailed            1  a gate failed (only `raise_for_verdict` raises it)
+├── UsageError            2  recipe, flag or data
+├── Inconclusive          3  not enough samples (only `raise_for_verdict` raises it)
+├── MissingTool           4  an extra or a vendor tool is not installed
+├── RuntimeUnavailable    4  the engine cannot run on this machine
+├── Unsupported           4  the model holds something this step or target refuses
+├── BuildFailed           5  a converter or compiler gave up
+├── BoardError            6  a board could not be reached or died
+└── BadArtifact           7  digest, version or numeric mismatch
 """
 
 from __future__ import annotations

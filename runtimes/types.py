@@ -93,7 +93,9 @@ class Artifact:
             for path in sorted(root.rglob("*"))
             if path.is_file() and path != root / MANIFEST
         }
-        made = Artifact(root, format, entry, tuple(inputs), tuple(outputs), dict(facts or {}), files)
+        made = Artifact(
+            root, format, entry, tuple(inputs), tuple(outputs), dict(facts or {}), files
+        )
         text = json.dumps(made.to_json(), indent=1, sort_keys=True, allow_nan=False)
         (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
         return made
@@ -126,7 +128,9 @@ class Artifact:
                 "not an artifact folder: no {}".format(MANIFEST), where=str(root)
             ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise BadArtifact("unreadable {}: {}".format(MANIFEST, error), where=str(root)) from error
+            raise BadArtifact(
+                "unreadable {}: {}".format(MANIFEST, error), where=str(root)
+            ) from error
 
     def to_json(self) -> Dict[str, Any]:
         """What `artifact.json` holds."""
