@@ -146,6 +146,8 @@ class Candidate:
     state: State = "not_judged"
     notes: list[str] = field(default_factory=list)
     failure: Failure | None = None
+    parameters: int | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ class Reference:
     outputs: list[str] = field(default_factory=list)
     parameters: int | None = None
     score: Score | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
