@@ -1,0 +1,45 @@
+# Everything a person or a pipeline types. Each goal sets itself up first (see .ci/setup); a second
+# call finds the stamp and installs nothing.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint bench docs clean setup-demo setup-dev
+
+help:  ## what can be typed
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
+
+setup-demo:
+	@PYTHON="$(PYTHON)" .ci/setup "$(VENV)" demo
+
+setup-dev:
+	@PYTHON="$(PYTHON)" .ci/setup "$(VENV)" dev
+
+demo: setup-demo  ## compress and judge the example model (Fashion-MNIST) for two engines
+	$(BIN)/compress run examples/01_image_classifier/recipe.yaml --effort quick -o $(OUT)/demo
+
+test: setup-dev  ## the tests, those marked slow left out
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup-dev  ## every test
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## style, types, layers, then the tests: what CI runs
+
+bench: setup-dev  ## the benchmarks; each writes its figures as JSON beside its script
+	@for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: setup-dev  ## write docs/recipe.md again from the code
+	$(BIN)/python -m compressor.docs > docs/recipe.md
+
+clean:  ## remove what was built; the compression store in the user's cache folder stays
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
