@@ -140,7 +140,7 @@ class Recipe:
 
 
 def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
-    """A recipe from a YAML file or a mapping; raises `Problems` listing everything wrong with it."""
+    """A recipe from a YAML file or a mapping; raises `Problems` listing all that is wrong."""
     if isinstance(source, Mapping):
         return parse_recipe(source, "recipe")
     import yaml

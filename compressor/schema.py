@@ -33,7 +33,7 @@ class Problem:
         )
 
 
-class Problems(UsageError):
+class Problems(UsageError):  # noqa: N818 - what it holds, as the user reads it
     """Every problem found at once; the exit code is the worst one's in the design's order."""
 
     def __init__(self, problems: list[Problem]) -> None:

@@ -1,0 +1,162 @@
+"""Runs one step after another, each through the store by its key."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from compressor.env import Progress, StepEnv
+from compressor.plan import PlannedStep
+from compressor.result import StepRecord
+from compressor.schema import to_json
+from compressor.steps import load_step, options_json
+from compressor.store import Store, Workplace, key_of
+from exporters.base import Context, Samples, Step, Trial
+from runtimes.errors import BuildFailed, CompressError, Unsupported
+from runtimes.types import Artifact
+
+KEY_SCHEMA = 1
+LOG = logging.getLogger("compressor")
+
+
+@dataclass
+class Engine:
+    """What every step of one run shares.
+
+    Attributes:
+        store: where finished steps lie.
+        source: the original model; every step may look at it.
+        identity: digest of what the source was made from (code and weights).
+        factory: builds the untouched torch module, where there is one.
+        data: data sets by role; never evaluation.
+        context: of the shared steps.
+        progress: where to tell how far a step is.
+        records: what ran or was found, in order.
+    """
+
+    store: Store
+    source: Artifact
+    identity: str
+    factory: Callable[[], Any] | None
+    data: Mapping[str, Samples]
+    context: Context
+    progress: Progress
+    trial: Callable[[Artifact, tuple[PlannedStep, ...]], Trial]
+    records: list[StepRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def advance(
+        self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
+    ) -> Artifact:
+        """`artifact` through `steps`; finished ones come from the store."""
+        for i, step in enumerate(steps):
+            artifact = self._step(artifact, step, steps[i + 1 :], title)
+        return artifact
+
+    def _step(
+        self, parent: Artifact, step: PlannedStep, rest: tuple[PlannedStep, ...], title: str
+    ) -> Artifact:
+        module = load_step(step.name)
+        if refusals := module.refusals(parent, step.options, step.context):
+            raise Unsupported(f"{step.name} cannot take this model", refusals, where=step.where)
+        parts = self._key_parts(module, step, parent)
+        key = key_of(parts)
+        started = time.monotonic()
+        self.progress.begin(f"{title + ': ' if title else ''}{step.name}")
+        made, hit = self.store.build(
+            key, parts, lambda place: self._run(module, parent, step, rest, place)
+        )
+        seconds = time.monotonic() - started
+        self.progress.end("reused" if hit else f"{seconds:.1f} s")
+        self._record(step, parts, key, made, parent, hit, seconds)
+        return made
+
+    def _key_parts(self, module: Step, step: PlannedStep, parent: Artifact) -> dict[str, Any]:
+        roles = sorted((module.NEEDS | module.USES) & set(self.data))
+        return {
+            "schema": KEY_SCHEMA,
+            "step": step.name,
+            "rev": module.REV,
+            "options": options_json(step.options),
+            "parent": parent.digest(),
+            "context": to_json(step.context),
+            "data": {role: self.data[role].fingerprint for role in roles},
+            "tools": module.tools(),
+            "reference": [self.source.digest(), self.identity],
+        }
+
+    def _run(
+        self,
+        module: Step,
+        parent: Artifact,
+        step: PlannedStep,
+        rest: tuple[PlannedStep, ...],
+        place: Workplace,
+    ) -> Artifact:
+        env = StepEnv(
+            place.work,
+            place.scratch,
+            place.checkpoint,
+            step.context,
+            {r: self.data[r] for r in (module.NEEDS | module.USES) if r in self.data},
+            self.source,
+            self.factory,
+            LOG,
+            self.progress.update,
+            lambda artifact: self.trial(artifact, rest),
+        )
+        before = parent.digest()
+        made = module.run(parent, step.options, env)
+        wanted = parent.format if module.PRODUCES == "same" else module.PRODUCES
+        if made.format != wanted:
+            raise BuildFailed(
+                f"{step.name} made another format",
+                where=step.where,
+                expected=wanted,
+                got=made.format,
+            )
+        Artifact.load(parent.root).verify()
+        if parent.digest() != before:
+            raise BuildFailed(f"{step.name} changed its input", where=step.where)
+        return made
+
+    def _record(
+        self,
+        step: PlannedStep,
+        parts: dict[str, Any],
+        key: str,
+        made: Artifact,
+        parent: Artifact,
+        hit: bool,
+        seconds: float,
+    ) -> None:
+        notes = [str(note) for note in made.facts.get("notes", [])]
+        self.records.append(
+            StepRecord(
+                step=step.name,
+                target=step.context.target,
+                rung=step.rung,
+                key=key,
+                status="hit" if hit else "ran",
+                seconds=round(seconds, 3),
+                parent=parent.digest(),
+                digest=made.digest(),
+                size_bytes=made.size_bytes,
+                options=parts["options"],
+                tools=parts["tools"],
+                notes=notes,
+            )
+        )
+
+
+def shared_context(context: Context) -> Context:
+    """`context` without what only a target's own steps may read."""
+    return replace(context, target=None, scheme=None, device="CPU", shapes={})
+
+
+def failure_text(error: CompressError) -> str:
+    """The first line of an error, for a table."""
+    return error.text().splitlines()[0]

@@ -1,0 +1,355 @@
+"""Recipe + source → planned steps per target, or every problem at once; nothing is run here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from compressor.recipe import Recipe, parse_range
+from compressor.schema import Problem, Problems
+from compressor.steps import load_step, load_target, parse_options
+from compressor.verdict import Gate, default_gates, parse_gate
+from exporters.base import Context, StepSpec, Target
+from runtimes.base import load_runtime
+from runtimes.errors import CompressError, MissingTool, UsageError
+from runtimes.types import Artifact, TensorSpec
+
+TORCH_FORMATS = frozenset({"module", "exported"})
+EXTRA_OF = {"openvino": "openvino", "tensorrt": "tensorrt", "torch": "torch"}
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step with its options parsed, ready to run."""
+
+    name: str
+    options: Any
+    context: Context
+    where: str
+    rung: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRung:
+    """A candidate or twin: its own steps after the shared ones, or why it is skipped."""
+
+    name: str
+    role: Literal["candidate", "twin", "half_twin"]
+    steps: tuple[PlannedStep, ...] = ()
+    skipped: str = ""
+    exit_code: int = 4
+
+
+@dataclass(frozen=True)
+class PlannedTarget:
+    """A target with its twins, its candidates in order, and the gates that judge them."""
+
+    target: Target
+    context: Context
+    twins: tuple[PlannedRung, ...]
+    rungs: tuple[PlannedRung, ...]
+    gates: tuple[Gate, ...]
+    explicit: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that would run."""
+
+    shared: tuple[PlannedStep, ...]
+    shared_format: str
+    reference: tuple[PlannedStep, ...]
+    targets: tuple[PlannedTarget, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Planner:
+    recipe: Recipe
+    source: Artifact | None
+    inputs: Sequence[TensorSpec]
+    source_format: str
+    roles: frozenset[str]
+    context: Context
+    problems: list[Problem] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        contexts = {name: self._context(name) for name in self.recipe.targets}
+        multiple = math.lcm(*(c.width_multiple for c in contexts.values())) if contexts else 8
+        self.context = replace(self.context, width_multiple=multiple)
+        shared, shared_format = self._chain(
+            self.recipe.shared_steps(), self.source_format, self.context, "steps", None
+        )
+        if not self.recipe.targets:
+            self._problem("targets", "no target named", fix="add `targets: {onnxruntime: {}}`")
+        targets = tuple(
+            self._target(name, contexts[name], shared_format)
+            for name in contexts
+            if contexts[name].target
+        )
+        reference, _ = self._to("onnx", self.source_format, self.context, "model")
+        if self.problems:
+            raise Problems(list(dict.fromkeys(self.problems)))
+        return Plan(shared, shared_format, reference, targets)
+
+    def _problem(self, where: str, what: str, *, fix: str = "", code: int = 2) -> None:
+        self.problems.append(Problem(where, what, fix=fix, exit_code=code))
+
+    def _caught(self, error: CompressError) -> None:
+        if isinstance(error, Problems):
+            self.problems.extend(error.problems)
+        else:
+            self.problems.append(Problem.of(error))
+
+    def _context(self, name: str) -> Context:
+        where = f"targets.{name}"
+        try:
+            target = load_target(name, where)
+        except UsageError as error:
+            self._caught(error)
+            return Context()
+        spec = self.recipe.target(name)
+        if reason := load_runtime(target.runtime).missing():
+            fix = f"pip install 'edge-compressor[{EXTRA_OF.get(name, name)}]'"
+            self._problem(where, f"{target.runtime} cannot run here: {reason}", fix=fix, code=4)
+        shapes: Mapping[str, Mapping[str, tuple[int, int, int]]] = {}
+        try:
+            shapes = resolve_shapes({**self.recipe.shape, **spec.shape}, self.inputs, where)
+        except UsageError as error:
+            self._caught(error)
+        return replace(
+            self.context,
+            target=name,
+            scheme=target.scheme,
+            keep=self.recipe.kept(),
+            shapes=shapes,
+            device=spec.device or target.device,
+            width_multiple=target.width_multiple,
+        )
+
+    def _target(self, name: str, context: Context, shared_format: str) -> PlannedTarget:
+        target = load_target(name)
+        where = f"targets.{name}"
+        bare = replace(context, keep=Context().keep)
+        twins = [self._rung("twin", "twin", target.twin, self.source_format, bare, where)]
+        if target.half_twin:
+            twins.append(
+                self._rung(
+                    "half-twin", "half_twin", target.half_twin, self.source_format, bare, where
+                )
+            )
+        own = self.recipe.target_steps(name)
+        if own is not None:
+            place = f"{where}.steps"
+            rungs = [self._rung("candidate", "candidate", own, shared_format, context, place)]
+        else:
+            rungs = [
+                self._try_rung(r.name, r.steps, shared_format, context, f"{where} {r.name}")
+                for r in target.ladder
+            ]
+        return PlannedTarget(
+            target, context, tuple(twins), tuple(rungs), self._gates(name), own is not None
+        )
+
+    def _rung(
+        self,
+        name: str,
+        role: Literal["candidate", "twin", "half_twin"],
+        specs: Sequence[StepSpec],
+        fmt: str,
+        context: Context,
+        where: str,
+    ) -> PlannedRung:
+        steps, made = self._chain(tuple(specs), fmt, context, where, name)
+        formats = load_target(str(context.target)).formats
+        if made and made not in formats and not self.problems:
+            self._problem(
+                where,
+                f"the list ends in format {made}, which {context.target} does not ship",
+                fix=f"end it with to_{context.target}",
+            )
+        return PlannedRung(name, role, steps)
+
+    def _try_rung(
+        self, name: str, specs: Sequence[StepSpec], fmt: str, context: Context, where: str
+    ) -> PlannedRung:
+        """A rung of the declared ladder: what it lacks is a reason to skip it, not a problem."""
+        probe = replace_problems(self)
+        rung = probe._rung(name, "candidate", specs, fmt, context, where)
+        if not probe.problems:
+            return rung
+        first = probe.problems[0]
+        reason = first.what + (f" (fix: {first.fix})" if first.fix else "")
+        return PlannedRung(name, "candidate", skipped=reason, exit_code=first.exit_code)
+
+    def _to(
+        self, wanted: str, fmt: str, context: Context, where: str
+    ) -> tuple[tuple[PlannedStep, ...], str]:
+        if fmt == wanted:
+            return (), fmt
+        return self._chain((StepSpec("to_onnx"),), fmt, context, where, None)
+
+    def _chain(
+        self,
+        specs: Sequence[StepSpec],
+        fmt: str,
+        context: Context,
+        where: str,
+        rung: str | None,
+    ) -> tuple[tuple[PlannedStep, ...], str]:
+        """`specs` as planned steps from format `fmt`, with the missing `to_onnx` put in."""
+        planned: list[PlannedStep] = []
+        for i, spec in enumerate(specs):
+            place = f"{where}[{i}] {spec.name}"
+            try:
+                module = load_step(spec.name, place)
+                if fmt in TORCH_FORMATS and fmt not in module.ACCEPTS and "onnx" in module.ACCEPTS:
+                    planned.append(self._step(StepSpec("to_onnx"), place, context, rung))
+                    fmt = "onnx"
+                if fmt == "onnx" and spec.name == "to_onnx":
+                    continue  # an ONNX source needs none
+                if fmt not in module.ACCEPTS:
+                    self._wrong_format(spec.name, fmt, module.ACCEPTS, place)
+                planned.append(self._step(spec, place, context, rung))
+                fmt = fmt if module.PRODUCES == "same" else module.PRODUCES
+            except CompressError as error:
+                self._caught(error)
+        return tuple(planned), fmt
+
+    def _step(self, spec: StepSpec, where: str, context: Context, rung: str | None) -> PlannedStep:
+        module = load_step(spec.name, where)
+        options = parse_options(spec, where)
+        try:
+            module.tools()
+        except MissingTool as error:
+            self._caught(error)
+        for role in sorted(module.NEEDS - self.roles):
+            self._problem(where, f"needs {role} data, and none is given", fix=f"add data.{role}")
+        if spec.name == "to_onnx":  # a format of no target: one export serves them all
+            context = Context(dims=context.dims, seed=context.seed, threads=context.threads)
+        self._refusals(module, options, context, where)
+        return PlannedStep(spec.name, options, context, where, rung)
+
+    def _refusals(self, module: Any, options: Any, context: Context, where: str) -> None:
+        if self.source is None or self.source.format not in module.ACCEPTS:
+            return
+        for refusal in module.refusals(self.source, options, context):
+            at = f"{where}: {refusal.where}"
+            self._problem(at, refusal.why, fix=refusal.fix, code=4)
+
+    def _wrong_format(self, name: str, fmt: str, accepts: frozenset[str], where: str) -> None:
+        fix = "move it before the step that changed the format"
+        if fmt == "exported":
+            fix = (
+                "an exported program cannot be trained or pruned: give the module (module:function)"
+            )
+        elif fmt in ("onnx", "onnxruntime") and accepts <= TORCH_FORMATS:
+            fix = "give the torch module as model.source, or drop the step"
+        self._problem(
+            where, f"{name} takes {' or '.join(sorted(accepts))}, and gets {fmt}", fix=fix, code=4
+        )
+
+    def _gates(self, name: str) -> tuple[Gate, ...]:
+        """Defaults, overridden by the recipe's gates, overridden by the target's own."""
+        chosen: dict[Any, Gate] = {}
+        own = self.recipe.target(name).gates
+        places = [("gates", self.recipe.gates), (f"targets.{name}.gates", own)]
+        for where, raw in places:
+            for i, text in enumerate(raw):
+                try:
+                    gate = parse_gate(text)
+                except UsageError as error:
+                    error.where = f"{where}[{i}]"
+                    self._caught(error)
+                    continue
+                chosen[gate.metric, gate.batch] = gate
+        return complete_gates(tuple(chosen.values()))
+
+
+def replace_problems(planner: _Planner) -> _Planner:
+    """The same planner with an empty list of problems."""
+    return replace(planner, problems=[])
+
+
+def complete_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
+    """`gates` plus the default of every question they do not answer: accuracy, speed, size."""
+    accuracy = {"accuracy_drop", "relative_drop", "agreement"}
+    speed = {"speedup", "p50", "p90", "p99", "latency_ns"}
+    size = {"size_reduction", "size", "luts"}
+    named = {g.metric for g in gates}
+    missing = [
+        gate
+        for gate in default_gates()
+        for group in (accuracy, speed, size)
+        if gate.metric in group and not named & group
+    ]
+    return (*gates, *missing)
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    source: Artifact | None,
+    source_format: str,
+    inputs: Sequence[TensorSpec],
+    roles: frozenset[str],
+    context: Context,
+) -> Plan:
+    """The plan of a recipe, or `Problems` with everything that stands in its way.
+
+    Args:
+        recipe: what the user wants.
+        source: the opened model where it is there (its nodes are then checked), else None.
+        source_format: `module`, `exported` or `onnx`.
+        inputs: the model's inputs, as far as known.
+        roles: which data sets are given.
+        context: seed, threads and typical dimensions of the run.
+    """
+    return _Planner(recipe, source, inputs, source_format, roles, context).plan()
+
+
+def resolve_shapes(
+    raw: Mapping[str, Any], inputs: Sequence[TensorSpec], where: str
+) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """`shape:` entries as input → free dimension → (min, opt, max).
+
+    An entry is one range (the input has one free dimension), a list with one item per dimension,
+    or a mapping from dimension name to range.
+    """
+    known = {spec.name: spec for spec in inputs}
+    found: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for name, value in raw.items():
+        place = f"{where}.shape.{name}"
+        if name not in known:
+            raise UsageError("no such input", where=place, expected="one of " + ", ".join(known))
+        free = [d for d in known[name].shape if isinstance(d, str)]
+        found[name] = _ranges(value, known[name], free, place)
+    return found
+
+
+def _ranges(
+    value: Any, spec: TensorSpec, free: list[str], place: str
+) -> dict[str, tuple[int, int, int]]:
+    if isinstance(value, Mapping):
+        if unknown := sorted(set(value) - set(free)):
+            raise UsageError(
+                f"no free dimension {unknown[0]!r}", where=place, expected=", ".join(free) or "none"
+            )
+        return {d: parse_range(v, f"{place}.{d}") for d, v in value.items()}
+    if isinstance(value, list):
+        if len(value) != len(spec.shape):
+            raise UsageError(
+                "wrong number of dimensions", where=place, expected=str(spec), got=str(value)
+            )
+        pairs = [(d, v) for d, v in zip(spec.shape, value, strict=True) if isinstance(d, str)]
+        return {d: parse_range(v, place) for d, v in pairs}
+    if len(free) != 1:
+        raise UsageError(
+            f"{spec.name} has {len(free)} free dimensions",
+            where=place,
+            expected=f"{{{', '.join(d + ': …' for d in free)}}}" if free else "no entry",
+            got=repr(value),
+        )
+    return {free[0]: parse_range(value, place)}
