@@ -44,6 +44,7 @@ class Session(Protocol):
 
     inputs: Tuple[TensorSpec, ...]
     outputs: Tuple[TensorSpec, ...]
+    settings: Dict[str, str]  # what the engine says it runs with (precision, threads, …)
 
     def bind(self, feeds: Feeds) -> Call:
         """Check `feeds` and prepare one inference on them."""
