@@ -15,44 +15,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tests.data_sets import Arrays, digits, fashion_like
+from tests.data_sets import Arrays
+from tests.data_sets import digits as digits
+from tests.data_sets import fashion_like as fashion_like
 from tests.net import Net
 
-FLOAT, INT64, INT8, UINT8 = (
-    TensorProto.FLOAT,
-    TensorProto.INT64,
-    TensorProto.INT8,
-    TensorProto.UINT8,
-)
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 CLASSES = tuple(f"class {i}" for i in range(10))
 METADATA = {"names": json.dumps(dict(enumerate(CLASSES))), "stride": "4", "author": "tests"}
-
-__all__ = [
-    "ALL",
-    "already_quantized",
-    "constant_weights",
-    "convnet",
-    "depthwise",
-    "digits",
-    "external_data",
-    "fashion_like",
-    "feeds",
-    "gru",
-    "hardswish_net",
-    "if_subgraph",
-    "int_embedding",
-    "lstm",
-    "mlp",
-    "recurrent",
-    "run",
-    "save",
-    "shared_weight",
-    "streaming_gru",
-    "trained",
-    "transformer_block",
-    "two_inputs",
-    "unet",
-]  # fmt: skip
 
 
 def mlp(seed: int = 0, size: int = 28) -> ModelProto:

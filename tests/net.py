@@ -73,21 +73,17 @@ class Net:
         for node in self.nodes:
             for field in (node.input, node.output):
                 field[:] = [renamed.get(name, name) for name in field]
+        dtypes = dict.fromkeys(integers, TensorProto.INT64)
+        shapes = {**inputs, **{name: shape for name, (_, shape) in outputs.items()}}
+        specs = {
+            name: helper.make_tensor_value_info(name, dtypes.get(name, TensorProto.FLOAT), shape)
+            for name, shape in shapes.items()
+        }
         graph = helper.make_graph(
             self.nodes,
             "tests",
-            [
-                helper.make_tensor_value_info(
-                    name,
-                    TensorProto.INT64 if name in integers else TensorProto.TensorProto.FLOAT,
-                    shape,
-                )
-                for name, shape in inputs.items()
-            ],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, (_, shape) in outputs.items()
-            ],
+            [specs[i] for i in inputs],
+            [specs[o] for o in outputs],
             self.weights,
         )
         made = helper.make_model(
