@@ -62,6 +62,12 @@ class StepEnv:
         """Tell the user: `done` in 0–1."""
         self.on_progress(done, message)
 
+    def load_module(self, artifact: Artifact) -> Any:
+        """The torch module of a `module` artifact, in eval mode."""
+        from compressor.modules import load_module
+
+        return load_module(artifact, self.factory)
+
     def trial(self, artifact: Artifact) -> Trial:
         """Run the rest of this target's list on selection data."""
         return self.on_trial(artifact)

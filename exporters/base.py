@@ -214,6 +214,9 @@ class Env(Protocol):
     def progress(self, done: float, message: str) -> None:
         """Tell the user: `done` in 0–1."""
 
+    def load_module(self, artifact: Artifact) -> Any:
+        """The torch module of a `module` artifact, in eval mode; exporters may not import it."""
+
     def trial(self, artifact: Artifact) -> Trial:
         """Run the rest of this target's list on selection data."""
 

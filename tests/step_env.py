@@ -68,6 +68,11 @@ class StepEnv:
         if self.on_progress is not None:
             self.on_progress(done, message)
 
+    def load_module(self, artifact: Artifact) -> Any:
+        from compressor.modules import load_module
+
+        return load_module(artifact, self.factory)
+
     def trial(self, artifact: Artifact) -> Trial:
         assert self.on_trial is not None, "this test's step runs no trials"
         return self.on_trial(artifact)
