@@ -1,0 +1,1 @@
+"""What pruning passes share: coupled channels, their saliency, costs, and the allocation."""

@@ -1,0 +1,199 @@
+"""What a pruned module would cost, before it is pruned; and what it does cost.
+
+Rules. MACs: multiply-accumulates of one sample in convolutions, linear layers, recurrent layers
+and matrix products (torch's `FlopCounterMode`, half its count); additions, activations, norms and
+pooling are not counted. Params: elements of all parameters, tied ones once. Bytes: parameters and
+persistent buffers, tied ones once, in their own dtypes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compressor.pruning.graph import ChannelGroup
+from compressor.torch_io import call
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Measure = Literal["macs", "params", "bytes"]
+Removed = Mapping[str, int]  # group name → number of channels removed
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One axis of a cost: its length and, per group, how much of it one channel stands for."""
+
+    length: int
+    per_channel: tuple[tuple[str, float], ...]
+
+    def left(self, removed: Removed) -> float:
+        """The fraction of the axis that stays, 0–1."""
+        gone = sum(removed.get(group, 0) * each for group, each in self.per_channel)
+        return 1.0 - gone / self.length
+
+
+Term = tuple[float, tuple[Factor, ...]]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A sum of terms, each a base cost times the fractions left of the axes it depends on."""
+
+    terms: tuple[Term, ...]
+
+    def __call__(self, removed: Removed) -> float:
+        """The cost once `removed` channels are gone."""
+        total = 0.0
+        for base, factors in self.terms:
+            left = base
+            for factor in factors:
+                left *= factor.left(removed)
+            total += left
+        return total
+
+
+def count(module: nn.Module, example: Sequence[Tensor], measure: Measure) -> int:
+    """MACs of one sample, parameters, or bytes of `module`, by the rules above."""
+    if measure == "macs":
+        return sum(layer_macs(module, example).values())
+    if measure == "params":
+        return int(sum(p.numel() for p in module.parameters()))
+    stored = {id(t): t for t in module.state_dict(keep_vars=True).values()}
+    return int(sum(t.numel() * t.element_size() for t in stored.values()))
+
+
+def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
+    """Module name → MACs of one sample in that module itself; "" holds what no layer owns."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    samples = max(1, int(example[0].shape[0])) if example[0].dim() else 1
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), _unfused(), counter:
+        call(module.eval(), example)
+    root = type(module).__name__
+    totals = {_name(k, root): sum(ops.values()) for k, ops in counter.get_flop_counts().items()}
+    own = {
+        name: value - sum(totals.get(child, 0) for child in _children(module, name))
+        for name, value in totals.items()
+    }
+    return {name: value // (2 * samples) for name, value in own.items() if value > 0}
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """The counter does not know the fused recurrent and encoder kernels."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.backends.mkldnn.flags(enabled=False):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _name(key: str, root: str) -> str:
+    return "" if key in ("Global", root) else key.removeprefix(root + ".")
+
+
+def _children(module: nn.Module, name: str) -> list[str]:
+    layer = module.get_submodule(name)
+    return [f"{name}.{child}" if name else child for child, _ in layer.named_children()]
+
+
+def cost_model(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    groups: Sequence[ChannelGroup],
+    measure: Measure,
+) -> CostModel:
+    """How `measure` depends on the number of channels removed from each of `groups`."""
+    sides = _sides(module, groups)
+    if measure == "macs":
+        terms = [
+            term
+            for name, macs in layer_macs(module, example).items()
+            for term in _layer_terms(module, sides, name, macs)
+        ]
+    else:
+        terms = _tensor_terms(module, sides, measure)
+    return CostModel(tuple(terms))
+
+
+Sides = dict[tuple[str, str], Factor]
+
+
+def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: int) -> list[Term]:
+    """A recurrent layer's hidden products do not depend on its inputs; all others are one term."""
+    from torch import nn
+
+    factors = _factors(sides, name, ("out", "in"))
+    layer = module.get_submodule(name)
+    if not factors or not isinstance(layer, nn.RNNBase):
+        return [(float(macs), factors)]
+    weights = {k: p.numel() for k, p in layer.named_parameters() if p.dim() == 2}
+    share = sum(n for k, n in weights.items() if k.startswith("weight_ih_l0"))
+    part = macs * share / sum(weights.values())
+    return [(part, factors), (macs - part, ())]
+
+
+def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
+    found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for group in groups:
+        for member in group.members:
+            each = len(member.own) / group.width
+            found.setdefault((member.layer, member.side), []).append((group.name, each))
+    lengths = {key: _length(module, *key) for key in found}
+    return {key: Factor(lengths[key], tuple(parts)) for key, parts in found.items()}
+
+
+def _length(module: nn.Module, layer: str, side: str) -> int:
+    if side == "tensor":
+        return int(max(module.get_parameter(layer).shape))
+    names = {
+        "out": ("out_channels", "out_features", "num_features", "num_channels", "embedding_dim"),
+        "in": ("in_channels", "in_features", "num_features", "num_channels", "input_size"),
+    }[side]
+    found = module.get_submodule(layer)
+    for name in (*names, "num_parameters"):
+        if hasattr(found, name):
+            return int(getattr(found, name))
+    return int(found.normalized_shape[-1])
+
+
+def _factors(sides: Sides, layer: str, which: Sequence[str]) -> tuple[Factor, ...]:
+    return tuple(sides[layer, side] for side in which if (layer, side) in sides)
+
+
+def _tensor_terms(module: nn.Module, sides: Sides, measure: Measure) -> list[Term]:
+    named = dict(module.named_parameters())
+    if measure == "bytes":
+        named = module.state_dict(keep_vars=True)
+    once = {id(t): (name, t) for name, t in reversed(list(named.items()))}
+    return [
+        (
+            float(t.numel() * (t.element_size() if measure == "bytes" else 1)),
+            _tensor_factors(module, sides, name, t),
+        )
+        for name, t in once.values()
+    ]
+
+
+def _tensor_factors(module: nn.Module, sides: Sides, name: str, t: Tensor) -> tuple[Factor, ...]:
+    layer, _, leaf = name.rpartition(".")
+    bare = _factors(sides, name, ("tensor",))
+    inner = leaf.startswith("weight_hh") or (leaf.startswith("weight_ih") and "_l0" not in leaf)
+    if bare or inner or t.dim() == 0:
+        return bare
+    if t.dim() > 1:
+        return _factors(sides, layer, ("out", "in"))
+    norm = any(hasattr(module.get_submodule(layer), n) for n in ("num_features", "num_channels"))
+    return _factors(sides, layer, ("out",)) or (_factors(sides, layer, ("in",)) if norm else ())

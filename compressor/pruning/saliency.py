@@ -1,0 +1,161 @@
+"""How much each channel matters: one value a channel of a group's root layer.
+
+`l2`: squared weights of everything that goes with the channel, the group's mean set to 1.
+`taylor`: second-order Taylor expansion of the change in the model's own output distribution,
+with the Fisher information for the curvature, taken at the channel's gate: Theis et al.,
+arXiv 1801.05787 (2018); Liu et al., "Group Fisher Pruning" (ICML 2021). It needs samples but no
+labels, and its values (nats, or squared output deviations) compare across groups.
+`random`: the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressor.pruning.graph import ChannelGroup, Member
+from compressor.torch_io import OutputKind, call
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Saliency = dict[str, np.ndarray]  # group name → [width]
+
+
+def random(groups: Sequence[ChannelGroup], seed: int) -> Saliency:
+    """Uniform numbers: what any criterion must beat."""
+    rng = np.random.default_rng(seed)
+    return {g.name: rng.random(g.width) for g in groups}
+
+
+def l2(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
+    """Mean over the coupled layers of the squared norm of a channel's weights, per group mean 1."""
+    layers = dict(module.named_modules())
+    found = {}
+    for group in groups:
+        total = np.zeros(group.width)
+        for member in group.members:
+            norms = _squared_norms(layers.get(member.layer), member.side)
+            if norms is not None:
+                np.add.at(total, list(member.root), norms[list(member.own)])
+        found[group.name] = total / max(float(total.mean()), 1e-30)
+    return found
+
+
+def _squared_norms(layer: Any, side: str) -> np.ndarray | None:
+    from torch import nn
+
+    conv = isinstance(layer, nn.modules.conv._ConvNd)
+    if not conv and not isinstance(layer, nn.Linear):
+        return None
+    weight = layer.weight.detach().double()
+    axis = (0 if side == "out" else 1) if not (conv and layer.transposed) else int(side == "out")
+    norms = weight.transpose(0, axis).flatten(1).square().sum(1).numpy()
+    grouped = conv and layer.groups > 1 and axis == 1
+    return np.tile(norms, layer.groups) if grouped else norms  # type: ignore[no-any-return]
+
+
+def taylor(
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Iterable[Sequence[Tensor]],
+    kinds: Sequence[OutputKind],
+    seed: int,
+) -> Saliency:
+    """Expected squared gradient at each channel's gate, outputs drawn from the model itself."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    total = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups}
+    samples = 0
+    module.eval()
+    for batch in batches:
+        with torch.enable_grad(), _watched(module, groups) as seen:
+            score = _drawn_score(call(module, batch), kinds, generator)
+            places = [(key, x) for key, found in seen.items() for x in found]
+            grads = torch.autograd.grad(score, [x for _, x in places], allow_unused=True)
+        for name, gates in _gate_gradients(module, groups, places, grads).items():
+            total[name] += gates.double().square().sum(0)
+        samples += int(batch[0].shape[0])
+    return {name: (value / max(1, samples)).numpy() for name, value in total.items()}
+
+
+def _drawn_score(outputs: Sequence[Tensor], kinds: Sequence[OutputKind], generator: Any) -> Tensor:
+    """Log-likelihood of outputs drawn from what the model says: categories, or unit normals."""
+    import torch
+
+    score = torch.zeros(())
+    for out, kind in zip(outputs, kinds, strict=True):
+        if kind == "classes":
+            logs = out.float().log_softmax(1)
+            drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
+            score = score + logs.gather(1, drawn).sum()
+        elif kind == "values":
+            noise = torch.randn(out.shape, generator=generator)
+            deviation = out.detach().float().std().clamp_min(1e-6)
+            score = score + (noise * out.float() / deviation).sum() / max(1, out[0].numel()) ** 0.5
+    return score
+
+
+@contextmanager
+def _watched(
+    module: nn.Module, groups: Sequence[ChannelGroup]
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, what enters every layer that consumes a group's channels is collected."""
+    layers = dict(module.named_modules())
+    consumers = {m.layer for g in groups for m in _consumers(g, layers)}
+    seen: dict[str, list[Tensor]] = {name: [] for name in sorted(consumers)}
+
+    def hook(name: str) -> Any:
+        return lambda _layer, args: seen[name].append(args[0])
+
+    handles = [layers[name].register_forward_pre_hook(hook(name)) for name in seen]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _consumers(group: ChannelGroup, layers: dict[str, Any]) -> list[Member]:
+    from torch import nn
+
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
+    return [m for m in group.members if m.side == "in" and isinstance(layers[m.layer], kinds)]
+
+
+def _gate_gradients(
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    places: Sequence[tuple[str, Tensor]],
+    grads: Sequence[Tensor | None],
+) -> dict[str, Tensor]:
+    """Group name → gradient at each sample's gates, [samples, width]."""
+    import torch
+
+    layers = dict(module.named_modules())
+    found: dict[str, Tensor] = {}
+    for (name, x), grad in zip(places, grads, strict=True):
+        if grad is None:
+            continue
+        product = _by_sample(layers[name], (x * grad).detach())
+        for group in groups:
+            for m in _consumers(group, layers):
+                if m.layer == name:
+                    gates = found.setdefault(group.name, torch.zeros(len(product), group.width))
+                    gates.index_add_(1, torch.tensor(m.root), product[:, list(m.own)])
+    return found
+
+
+def _by_sample(layer: Any, product: Tensor) -> Tensor:
+    """[samples, channels] of an activation: positions are summed."""
+    from torch import nn
+
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return product.flatten(2).sum(2)
+    if isinstance(layer, nn.RNNBase) and not layer.batch_first and product.dim() == 3:
+        product = product.transpose(0, 1)
+    return product.flatten(1, -2).sum(1) if product.dim() > 2 else product
