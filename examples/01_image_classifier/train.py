@@ -89,7 +89,7 @@ def train(model: nn.Module, epochs: int, peak: float = 0.2, size: int = 256) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the Fashion-MNIST residual CNN.")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "resnet.safetensors")
