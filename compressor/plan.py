@@ -62,7 +62,7 @@ class Plan:
     shared_format: str
     reference: tuple[PlannedStep, ...]
     targets: tuple[PlannedTarget, ...]
-    notes: tuple[str, ...] = ()
+    context: Context
 
 
 @dataclass
@@ -92,7 +92,7 @@ class _Planner:
         reference, _ = self._to("onnx", self.source_format, self.context, "model")
         if self.problems:
             raise Problems(list(dict.fromkeys(self.problems)))
-        return Plan(shared, shared_format, reference, targets)
+        return Plan(shared, shared_format, reference, targets, self.context)
 
     def _problem(self, where: str, what: str, *, fix: str = "", code: int = 2) -> None:
         self.problems.append(Problem(where, what, fix=fix, exit_code=code))

@@ -1,0 +1,191 @@
+"""Scores, times and judges the artifacts of a run, through each target's own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.bench import BenchPlan, BenchResult, Variant, bench
+from compressor.env import Progress
+from compressor.metrics import Metric
+from compressor.recipe import MeasureSpec
+from compressor.result import Comparison, LayerRow, Score, Timing
+from compressor.store import Store, key_of
+from compressor.validate import Evaluation, compare, evaluate
+from exporters.base import Samples, example_feeds
+from runtimes.base import Feeds, Outputs, load_runtime
+from runtimes.host import isa_flags
+from runtimes.types import Artifact
+
+SCORING_REV = 1
+SCORING_BATCH = 100
+PREPARED_FEEDS = 8  # timing cycles through at least this many real inputs (edge cases of zeros)
+REFERENCE_ENGINE = "onnxruntime"  # part of the core: every run can score the original with it
+
+
+@dataclass
+class Judge:
+    """Everything that measuring the artifacts of one run has in common.
+
+    Attributes:
+        samples: evaluation data (or the held-out part that tells agreement only), or None.
+        metric: None when nothing can be scored.
+        evaluator: the user's own loop over `run(feeds)`, or None.
+    """
+
+    store: Store
+    measure: MeasureSpec
+    progress: Progress
+    samples: Samples | None
+    metric: Metric | None
+    evaluator: Callable[..., Any] | None
+    seed: int
+    threads: int
+    dims: Mapping[str, int]
+    timing_data: Samples | None
+    samples_dir: Path
+    base: Evaluation | None = None
+    scored: list[tuple[str, bool]] = field(default_factory=list)
+
+    def score(self, artifact: Artifact, runtime: str, device: str, title: str) -> Evaluation | None:
+        """Outcomes of `artifact` on the evaluation data; known ones come from the store."""
+        if self.samples is None or self.metric is None:
+            return None
+        engine = load_runtime(runtime)
+        parts = {
+            "rev": SCORING_REV,
+            "artifact": artifact.digest(),
+            "data": self.samples.fingerprint,
+            "metric": self.metric.identity(),
+            "engine": engine.versions(),
+            "device": device,
+            "isa": isa_flags(),
+        }
+        key = key_of(parts)
+        self.progress.begin(f"{title}: score")
+        kept = self.store.scores(key)
+        if kept is not None:
+            found = Evaluation.from_arrays(kept)
+        else:
+            found = self._evaluate(artifact, engine, device)
+            self.store.put_scores(key, found.to_arrays())
+        self.scored.append((key, kept is not None))
+        value = "" if found.value is None else f"{self.metric.name} {found.value:.4f}"
+        self.progress.end(f"{value} ({'reused' if kept is not None else f'{found.n:,} samples'})")
+        return found
+
+    def score_original(self, onnx: Artifact) -> Evaluation | None:
+        """The original's outcomes, through ONNX Runtime, which every installation has."""
+        return self.score(onnx, REFERENCE_ENGINE, "CPU", "original")
+
+    def _evaluate(self, artifact: Artifact, engine: Any, device: str) -> Evaluation:
+        assert self.samples is not None and self.metric is not None
+        done, total = 0, max(1, len(self.samples))
+        with engine.open_session(artifact, threads=self.threads, device=device) as session:
+
+            def run(feeds: Feeds) -> Outputs:
+                nonlocal done
+                outputs: Outputs = session.run(feeds)
+                done += len(next(iter(feeds.values())))
+                self.progress.update(min(1.0, done / total), f"{done:,} of {total:,}")
+                return outputs
+
+            return evaluate(
+                run,
+                self.samples,
+                self.metric,
+                batch=self._scoring_batch(artifact),
+                evaluator=self.evaluator,
+            )
+
+    def _scoring_batch(self, artifact: Artifact) -> int:
+        first = [spec.shape[0] for spec in artifact.inputs if spec.shape]
+        fixed = [d for d in first if isinstance(d, int)]
+        return fixed[0] if fixed else SCORING_BATCH
+
+    def compare(self, candidate: Evaluation | None) -> Comparison | None:
+        """`candidate` against the original on the same samples, or None without data."""
+        if self.base is None or candidate is None or self.metric is None:
+            return None
+        return compare(self.metric, self.base, candidate, self.seed)
+
+    def as_score(self, found: Evaluation | None, engine: str, reason: str) -> Score:
+        """An evaluation as `run.json` keeps it."""
+        name = self.metric.name if self.metric else ""
+        if found is None:
+            return Score(name, None, status="not_judged", reason=reason)
+        better = bool(self.metric.higher_is_better) if self.metric else True
+        return Score(name, found.value, better, found.n, engine=engine)
+
+    def time(self, variants: list[Variant], title: str) -> BenchResult:
+        """Interleaved timing of `variants` in fresh processes, at every batch size."""
+        feeds = {b: self.feeds(variants[0].artifact, b) for b in self.batches(variants)}
+        plan = BenchPlan(
+            effort=self.measure.effort,
+            batches=tuple(feeds),
+            threads=self.measure.threads,
+            seed=self.seed,
+        )
+        self.progress.begin(f"{title}: time")
+        found = bench(
+            variants, feeds, plan, progress=self.progress.update, samples_dir=self.samples_dir
+        )
+        self.progress.end("")
+        return found
+
+    def batches(self, variants: list[Variant]) -> list[int]:
+        """The batch sizes that every variant accepts, of those the recipe names."""
+        fixed = {
+            spec.shape[0]
+            for v in variants
+            for spec in v.artifact.inputs
+            if spec.shape and isinstance(spec.shape[0], int)
+        }
+        if fixed:
+            return sorted(int(b) for b in fixed)[:1]
+        ragged = self.timing_data is not None and self.timing_data.ragged
+        return [1] if ragged else list(dict.fromkeys(self.measure.batch))
+
+    def feeds(self, artifact: Artifact, batch: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+        """Real inputs where there are any, else seeded examples; drawn with the run's seed."""
+        if self.timing_data is None or not len(self.timing_data):
+            dims = {**self.dims, **self._batch_dims(artifact, batch)}
+            return [example_feeds(artifact.inputs, dims, self.seed + i) for i in range(8)]
+        rng = np.random.default_rng(self.seed)
+        total = len(self.timing_data)
+        picks = [rng.integers(0, total, batch).tolist() for _ in range(PREPARED_FEEDS)]
+        return [self.timing_data.feeds(pick) for pick in picks]
+
+    def _batch_dims(self, artifact: Artifact, batch: int) -> dict[str, int]:
+        return {
+            spec.shape[0]: batch
+            for spec in artifact.inputs
+            if spec.shape and isinstance(spec.shape[0], str)
+        }
+
+    def layers(self, artifact: Artifact, runtime: str, device: str) -> list[LayerRow]:
+        """Per layer: the precision asked for and the one the engine ran."""
+        from compressor.quantization.precision import layer_table
+
+        engine = load_runtime(runtime)
+        if not hasattr(engine, "layer_precisions"):
+            return []
+        feeds = self.feeds(artifact, self.batches([Variant("", artifact, runtime, device)])[0])[0]
+        found = engine.layer_precisions(
+            artifact, feeds=feeds, threads=self.measure.threads, device=device
+        )
+        return layer_table(artifact, found)
+
+
+def timings_of(result: BenchResult, name: str, over: str | None) -> list[Timing]:
+    """Timings of one variant at every batch size; its failure is told by the caller."""
+    return [result.timing(name, batch, over if over != name else None) for batch in result.batches]
+
+
+def with_budget(measure: MeasureSpec, effort: str | None) -> MeasureSpec:
+    """`measure` with another effort, where the command line names one."""
+    return measure if effort is None else replace(measure, effort=effort)  # type: ignore[arg-type]

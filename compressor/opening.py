@@ -1,0 +1,174 @@
+"""Opens what a run is given: the model and its data, with everything wrong found before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressor.env import Progress, split
+from compressor.recipe import Recipe
+from compressor.result import DataRecord, StepRecord
+from compressor.schema import Problem, Problems
+from compressor.sources import SourceSpec, identify, open_source, source_factory
+from compressor.store import Store, key_of
+from exporters.base import Samples
+from runtimes.errors import CompressError
+from runtimes.types import Artifact, TensorSpec, canonical
+
+SOURCE_REV = 1
+HELD_OUT = 0.25  # of the calibration data, when nothing else can tell how well outputs agree
+FROM_TRAINING = 512  # samples, when training data is given and calibration data is not
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The model and the data of a run.
+
+    `data` holds what steps may see; `evaluation` is apart from it. `agreement_only` says that there
+    is no evaluation data and a part of the calibration data, which no step sees, stands in to tell
+    how far the outputs moved.
+    """
+
+    source: Artifact
+    record: StepRecord
+    identity: str
+    factory: Callable[[], Any] | None
+    data: dict[str, Samples]
+    evaluation: Samples | None
+    agreement_only: bool = False
+    records: list[DataRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def source_spec(recipe: Recipe, base_dir: Path, model: Any = None) -> SourceSpec:
+    """What `model:` in the recipe, or an object handed to the API, says of the source."""
+    inputs = {
+        name: value if isinstance(value, Mapping) else {"shape": value}
+        for name, value in recipe.model.inputs.items()
+    }
+    return SourceSpec(
+        model=recipe.model.source if model is None else model,
+        weights=recipe.model.weights,
+        inputs=inputs,
+        outputs=recipe.model.outputs,
+        base_dir=base_dir,
+    )
+
+
+def open_model(spec: SourceSpec, store: Store, progress: Progress) -> tuple[Artifact, str, StepRecord]:
+    """The source as an artifact of the store, its identity, and how it got there."""
+    started = time.monotonic()
+    progress.begin("open the model")
+    identity = hashlib.sha256(canonical(identify(spec))).hexdigest()
+    parts = {"step": "source", "rev": SOURCE_REV, "identity": identity}
+    key = key_of(parts)
+    made, hit = store.build(key, parts, lambda place: open_source(spec, place.work))
+    seconds = round(time.monotonic() - started, 3)
+    progress.end("reused" if hit else f"{seconds} s")
+    status = "hit" if hit else "ran"
+    notes = [str(n) for n in made.facts.get("notes", [])]
+    record = StepRecord(
+        "source", None, None, key, status, seconds, "", made.digest(), made.size_bytes, notes=notes
+    )
+    return made, identity, record
+
+
+def open_all(
+    recipe: Recipe,
+    base_dir: Path,
+    store: Store,
+    progress: Progress,
+    *,
+    model: Any = None,
+    data: Mapping[str, Any] | None = None,
+) -> Opened:
+    """The model and every data set of a run; `Problems` with all that is wrong with the data."""
+    spec = source_spec(recipe, base_dir, model)
+    source, identity, record = open_model(spec, store, progress)
+    progress.begin("open the data")
+    specs = {**recipe.data, **{k: v for k, v in (data or {}).items() if v is not None}}
+    sets = open_data_sets(specs, source.inputs, base_dir)
+    progress.end(", ".join(f"{len(s):,} {role}" for role, s in sets.items()) or "none")
+    records = [data_record(role, samples) for role, samples in sets.items()]
+    warnings = [f"{r.role} data: {w}" for r in records for w in r.warnings]
+    evaluation = sets.pop("evaluation", None)
+    sets, held_out = _calibration_defaults(sets, evaluation, recipe.seed)
+    return Opened(
+        source=source,
+        record=record,
+        identity=identity,
+        factory=source_factory(spec),
+        data=sets,
+        evaluation=evaluation or held_out,
+        agreement_only=evaluation is None and held_out is not None,
+        records=records,
+        warnings=warnings,
+    )
+
+
+def _calibration_defaults(
+    sets: dict[str, Samples], evaluation: Samples | None, seed: int
+) -> tuple[dict[str, Samples], Samples | None]:
+    """Calibration data from training data if need be, and a held-out part if nothing else judges."""
+    if "calibration" not in sets and "training" in sets:
+        whole = sets["training"]
+        share = min(0.5, FROM_TRAINING / max(1, len(whole)))
+        sets["calibration"] = split(whole, share, seed, "training data")[1]
+    if evaluation is None and "calibration" in sets and len(sets["calibration"]) >= 4:
+        whole = sets["calibration"]
+        sets["calibration"], held_out = split(whole, HELD_OUT, seed, "calibration data")
+        return sets, held_out
+    return sets, None
+
+
+def open_data_sets(
+    specs: Mapping[str, Any], inputs: tuple[TensorSpec, ...], base_dir: Path
+) -> dict[str, Samples]:
+    """Every data set by role; `Problems` if one cannot be opened or evaluation overlaps another."""
+    from compressor.data import check_disjoint, open_data
+
+    sets: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for role, spec in specs.items():
+        try:
+            sets[role] = open_data(spec, role, inputs, base_dir)
+        except CompressError as error:
+            problems += error.problems if isinstance(error, Problems) else [Problem.of(error)]
+    for role in sorted(set(sets) - {"evaluation"}):
+        if "evaluation" in sets:
+            try:
+                check_disjoint(sets[role], sets["evaluation"])
+            except CompressError as error:
+                problems.append(Problem.of(error))
+    if problems:
+        raise Problems(problems)
+    return sets
+
+
+def data_record(role: str, samples: Any) -> DataRecord:
+    """A data set as `run.json` keeps it."""
+    return DataRecord(
+        role,
+        len(samples),
+        samples.fingerprint,
+        getattr(samples, "description", ""),
+        list(getattr(samples, "warnings", [])),
+    )
+
+
+def typical_dims(source: Artifact, sets: Mapping[str, Samples]) -> dict[str, int]:
+    """Named free dimension → its size in the first sample (2 for the batch), else what is known."""
+    dims = {str(k): int(v) for k, v in dict(source.facts.get("dims", {})).items()}
+    first = next(iter(sets.values()), None)
+    feeds = first.feeds([0]) if first is not None and len(first) else {}
+    for spec in source.inputs:
+        if spec.name not in feeds:
+            continue
+        for axis, (dim, size) in enumerate(zip(spec.shape, feeds[spec.name].shape, strict=False)):
+            if isinstance(dim, str):
+                dims[dim] = 2 if axis == 0 else int(size)
+    return dims

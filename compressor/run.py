@@ -1,0 +1,343 @@
+"""The loop: open, plan, compress, judge per target, write. `execute` is the whole product."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import compressor
+from compressor import output
+from compressor.engine import Engine
+from compressor.env import Progress, Silent
+from compressor.judging import Judge, with_budget
+from compressor.opening import Opened, open_all, typical_dims
+from compressor.package import build_package
+from compressor.plan import Plan, PlannedStep, PlannedTarget, make_plan
+from compressor.recipe import Recipe, recipe_json
+from compressor.result import Reference, RunRecord, State, TargetResult
+from compressor.store import Store
+from compressor.targets import Outcome, run_target
+from exporters.base import Context, Samples, Trial
+from runtimes.base import load_runtime
+from runtimes.errors import CompressError, UsageError
+from runtimes.host import facts
+from runtimes.types import Artifact
+
+EXIT_ORDER = (70, 2, 7, 6, 5, 4, 1, 3, 0)
+STEP_THREADS = 2
+SCORING_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one run is asked for.
+
+    Attributes:
+        recipe: validated.
+        base_dir: folder against which the recipe's paths and modules are resolved.
+        out: output folder.
+        store: where finished steps lie.
+        model: a torch module or path that takes the place of `recipe.model.source`.
+        data: objects by role (arrays, iterables, data sets) that take the place of `recipe.data`.
+        progress: where to tell how far the run is.
+        command: as the user typed it, for the report.
+        require_judged: a gate that could not be judged makes the run inconclusive.
+        on_inconclusive: `fail` (exit 3) or `warn` (exit 0 with a warning).
+        effort: overrides `recipe.measure.effort`.
+    """
+
+    recipe: Recipe
+    base_dir: Path
+    out: Path
+    store: Store
+    model: Any = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+    command: str = ""
+    require_judged: bool = False
+    on_inconclusive: Literal["fail", "warn"] = "fail"
+    effort: str | None = None
+
+
+def execute(request: Request) -> RunRecord:
+    """Run everything and write the output folder; the record of it.
+
+    Raises:
+        UsageError, Unsupported, …: before any target was tried. A target's own failure is part of
+            the record.
+    """
+    started = time.monotonic()
+    began = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    with output.locked(request.out):
+        run = _Run(request)
+        record = run.record(began)
+        record = replace(record, seconds=round(time.monotonic() - started, 1))
+        output.write_run(record, request.out, run.lock(record))
+    return record
+
+
+class _Run:
+    """One run's shared state, from opening to the record."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        recipe, progress = request.recipe, request.progress
+        self.opened: Opened = open_all(
+            recipe,
+            request.base_dir,
+            request.store,
+            progress,
+            model=request.model,
+            data=request.data,
+        )
+        source = self.opened.source
+        dims = typical_dims(source, self._sets())
+        context = Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS)
+        self.plan: Plan = make_plan(
+            recipe,
+            source=source,
+            source_format=source.format,
+            inputs=source.inputs,
+            roles=frozenset(self.opened.data),
+            context=context,
+        )
+        self.engine = Engine(
+            request.store,
+            source,
+            self.opened.identity,
+            self.opened.factory,
+            self.opened.data,
+            self.plan.context,
+            progress,
+            self._trial,
+            records=[self.opened.record],
+        )
+        self.judge = self._make_judge(dims)
+
+    def _sets(self) -> dict[str, Samples]:
+        sets = dict(self.opened.data)
+        if self.opened.evaluation is not None:
+            sets = {"evaluation": self.opened.evaluation, **sets}
+        return sets
+
+    def _make_judge(self, dims: Mapping[str, int]) -> Judge:
+        from compressor.metrics import choose_metric, load_evaluator
+
+        recipe, request = self.request.recipe, self.request
+        evaluator = load_evaluator(recipe.evaluator, request.base_dir)
+        metric = choose_metric(
+            recipe.metric,
+            self.opened.evaluation,
+            request.base_dir,
+            agreement_only=self.opened.agreement_only,
+            evaluator=evaluator,
+        )
+        sets = self._sets()
+        return Judge(
+            store=request.store,
+            measure=with_budget(recipe.measure, request.effort),
+            progress=request.progress,
+            samples=self.opened.evaluation,
+            metric=metric,
+            evaluator=evaluator,
+            seed=recipe.seed,
+            threads=SCORING_THREADS,
+            dims=dims,
+            timing_data=next(iter(sets.values()), None),
+            samples_dir=request.out / "samples",
+        )
+
+    def record(self, began: str) -> RunRecord:
+        """Everything done, in order."""
+        reference = self._reference()
+        compressed = self.engine.advance(self.engine.source, self.plan.shared)
+        output.clear_candidates(self.request.out)
+        results = [self._target(planned, reference, compressed) for planned in self.plan.targets]
+        exit_code = worst([r.exit_code for r in results])
+        request = self.request
+        return RunRecord(
+            tool={"name": "edge-compressor", "version": compressor.__version__},
+            started_utc=began,
+            seconds=0.0,
+            command=request.command,
+            recipe=recipe_json(request.recipe),
+            host=facts(),
+            reference=reference,
+            exit_code=exit_code,
+            state=overall(results),
+            seed=request.recipe.seed,
+            reproducible=not self._irreproducible(),
+            not_reproducible_because="; ".join(self._irreproducible()),
+            data=self.opened.records,
+            steps=self.engine.records,
+            targets=results,
+            warnings=self._warnings(results),
+        )
+
+    def _irreproducible(self) -> list[str]:
+        """What steps said of themselves (a budget in minutes, a library that is not deterministic)."""
+        return list(dict.fromkeys(self.engine.notes))
+
+    def _reference(self) -> Reference:
+        """The original as ONNX: what sizes and scores are compared with."""
+        source = self.engine.source
+        onnx = self.engine.advance(source, self.plan.reference, "original")
+        self.onnx = onnx
+        self.judge.base = self.judge.score_original(onnx)
+        given = source.format == "onnx"
+        size = int(source.facts.get("given_bytes", onnx.size_bytes)) if given else onnx.size_bytes
+        what = "the given ONNX" if given else "to_onnx of the untouched module"
+        model = self.request.recipe.model.source if self.request.model is None else ""
+        return Reference(
+            source=model or type(self.request.model).__name__,
+            format=source.format,
+            digest=source.digest(),
+            size_bytes=size,
+            size_of=what,
+            inputs=[str(s) for s in onnx.inputs],
+            outputs=[str(s) for s in onnx.outputs],
+            parameters=onnx.facts.get("parameters"),
+            macs=onnx.facts.get("macs"),
+            score=self.judge.as_score(self.judge.base, "onnxruntime", "no evaluation data"),
+        )
+
+    def _target(
+        self, planned: PlannedTarget, reference: Reference, compressed: Artifact
+    ) -> TargetResult:
+        outcome = run_target(planned, self.engine, self.judge, reference, compressed)
+        result = self._inconclusive(outcome.result)
+        if outcome.shipped is not None:
+            result = self._ship(planned, replace(outcome, result=result), reference)
+        return result
+
+    def _inconclusive(self, result: TargetResult) -> TargetResult:
+        """`--require-judged` and `--on-inconclusive`, applied to one target."""
+        chosen = next((c for c in result.candidates if c.name == result.shipped), None)
+        unjudged = chosen is not None and any(c.state == "not_judged" for c in chosen.checks)
+        if self.request.require_judged and unjudged and result.exit_code == 0:
+            result = replace(result, state="inconclusive", exit_code=3)
+        if result.state == "inconclusive" and self.request.on_inconclusive == "warn":
+            result = replace(result, exit_code=0)
+        return result
+
+    def _ship(
+        self, planned: PlannedTarget, outcome: Outcome, reference: Reference
+    ) -> TargetResult:
+        out, name = self.request.out, planned.target.name
+        assert outcome.shipped is not None
+        shipped = output.place(outcome.shipped, out / name)
+        candidates = list(outcome.result.candidates)
+        for i, candidate in enumerate(candidates):
+            if candidate.name == outcome.result.shipped:
+                candidates[i] = replace(candidate, path=name)
+        if outcome.failed is not None and outcome.failed.artifact is not None:
+            failed = outcome.failed.candidate
+            folder = out / "candidates" / f"{name}-{failed.name}"
+            output.place(outcome.failed.artifact, folder)
+            reasons = [f"{c.gate}: {c.text}" for c in failed.checks if c.state == "fail"]
+            output.mark_failed(folder, reasons)
+            path = folder.relative_to(out).as_posix()
+            candidates = [
+                replace(c, path=path) if c.name == failed.name else c for c in candidates
+            ]
+        result = replace(outcome.result, candidates=candidates)
+        package = self._package(planned, shipped, result)
+        return replace(result, package=package.relative_to(out).as_posix())
+
+    def _package(
+        self, planned: PlannedTarget, shipped: Artifact, result: TargetResult
+    ) -> Path:
+        feeds = self.judge.feeds(shipped, self._package_batch(shipped))[0]
+        engine = load_runtime(planned.target.runtime)
+        with engine.open_session(shipped, threads=1, device=planned.context.device) as session:
+            outputs = session.run(feeds)
+        provenance = {
+            "source": self.engine.source.digest(),
+            "steps": [r.key for r in self.engine.records if r.target in (None, planned.target.name)],
+            "tool": f"edge-compressor {compressor.__version__}",
+        }
+        return build_package(
+            result,
+            shipped,
+            out=self.request.out / "packages",
+            reference_feeds=feeds,
+            reference_outputs=outputs,
+            provenance=provenance,
+            preprocess=getattr(self.opened.evaluation, "preprocess", None),
+            name=model_name(self.request),
+        )
+
+    def _package_batch(self, artifact: Artifact) -> int:
+        first = artifact.inputs[0].shape[:1] if artifact.inputs else ()
+        return int(first[0]) if first and isinstance(first[0], int) else 4
+
+    def _warnings(self, results: list[TargetResult]) -> list[str]:
+        found = list(self.opened.warnings)
+        if self.opened.evaluation is None or self.opened.agreement_only:
+            found.append("accuracy was not judged: no evaluation data")
+        for result in results:
+            if result.state == "inconclusive":
+                found.append(f"{result.name}: inconclusive: {result.reason}")
+        return found
+
+    def _trial(self, artifact: Artifact, rest: tuple[PlannedStep, ...]) -> Trial:
+        """A searching step's attempt through the rest of its list, on selection data."""
+        samples = self.opened.data.get("selection")
+        if samples is None or self.judge.metric is None:
+            raise UsageError(
+                "this step searches, and there is no selection data to choose by",
+                where="data.selection",
+                fix="add data.selection (never the evaluation data)",
+            )
+        target = rest[-1].context.target if rest else None
+        planned = next((t for t in self.plan.targets if t.target.name == target), None)
+        runtime = planned.target.runtime if planned else "onnxruntime"
+        made = self.engine.advance(artifact, rest, "trial")
+        judge = replace(self.judge, samples=samples)
+        found = judge.score(made, runtime, "CPU", "trial")
+        assert found is not None
+        return Trial(float(found.value or 0.0), made.size_bytes)
+
+    def lock(self, record: RunRecord) -> dict[str, Any]:
+        """The recipe with everything that was resolved, enough to repeat the run."""
+        return {
+            **recipe_json(self.request.recipe),
+            "locked": {
+                "tool": record.tool,
+                "source": self.engine.source.digest(),
+                "data": {d.role: d.fingerprint for d in record.data},
+                "steps": [
+                    {"step": s.step, "target": s.target, "rung": s.rung, "options": s.options,
+                     "tools": s.tools, "digest": s.digest}
+                    for s in record.steps
+                ],
+            },
+        }
+
+
+def worst(codes: list[int]) -> int:
+    """A run's exit code is its worst target's."""
+    return next((code for code in EXIT_ORDER if code in codes), 0)
+
+
+def overall(results: list[TargetResult]) -> State:
+    """The run's state from its targets' states."""
+    states = {r.state for r in results}
+    for state in ("fail", "inconclusive", "not_judged"):
+        if state in states:
+            return state  # type: ignore[return-value]
+    return "pass"
+
+
+def model_name(request: Request) -> str:
+    """A short name for packages: the file's stem or the factory's name."""
+    source = request.recipe.model.source
+    if request.model is not None and not isinstance(request.model, (str, Path)):
+        return type(request.model).__name__.lower()
+    text = str(request.model or source)
+    return Path(text).stem if text.endswith((".onnx", ".pt2")) else text.split(":")[0].split(".")[-1]

@@ -1,0 +1,280 @@
+"""One target of a run: its twins and candidates built, judged, and one of them chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compressor.bench import BenchResult, Variant
+from compressor.engine import Engine
+from compressor.judging import Judge, timings_of
+from compressor.package import coded_size
+from compressor.plan import PlannedRung, PlannedTarget
+from compressor.quantization.ledger import ledger
+from compressor.result import Candidate, Check, Failure, Reference, State, TargetResult
+from compressor.steps import options_json
+from compressor.verdict import combine, judge
+from runtimes.base import load_runtime
+from runtimes.errors import CompressError, UsageError
+from runtimes.types import Artifact
+
+LATENCY = frozenset({"speedup", "p50", "p90", "p99", "memory"})
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate with the artifact behind it (None: it could not be built)."""
+
+    candidate: Candidate
+    artifact: Artifact | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target's result, the artifact that ships, and the best one that failed."""
+
+    result: TargetResult
+    shipped: Artifact | None
+    failed: Built | None = None
+
+
+def run_target(
+    planned: PlannedTarget,
+    engine: Engine,
+    judging: Judge,
+    reference: Reference,
+    compressed: Artifact,
+) -> Outcome:
+    """Builds and judges `planned`; an error of this target is data, not an exception."""
+    name = planned.target.name
+    blank = TargetResult(
+        name,
+        "fail",
+        1,
+        runtime=planned.target.runtime,
+        device=planned.context.device,
+        versions=load_runtime(planned.target.runtime).versions(),
+    )
+    try:
+        runner = _Runner(planned, engine, judging, reference)
+        twins = [runner.build(rung, engine.source) for rung in planned.twins]
+        for twin in twins:
+            if twin.artifact is None and twin.candidate.role == "twin":
+                return _broken(blank, twin)
+        tried = runner.climb(twins, compressed)
+    except UsageError:
+        raise  # recipe or data: the same for every target
+    except CompressError as error:
+        failure = Failure(type(error).__name__, error.text(), error.exit_code)
+        result = replace(blank, exit_code=error.exit_code, reason=error.what, failure=failure)
+        return Outcome(result, None)
+    return choose(blank, runner.timed_twins(twins), tried, planned.explicit)
+
+
+def _broken(blank: TargetResult, twin: Built) -> Outcome:
+    failure = twin.candidate.failure or Failure("BuildFailed", "the twin was not built", 5)
+    reason = f"the untouched model cannot be built for {blank.name}"
+    result = replace(
+        blank,
+        exit_code=failure.exit_code,
+        reason=reason,
+        failure=failure,
+        candidates=[twin.candidate],
+    )
+    return Outcome(result, None)
+
+
+@dataclass
+class _Runner:
+    planned: PlannedTarget
+    engine: Engine
+    judging: Judge
+    reference: Reference
+    last: BenchResult | None = None
+
+    def build(self, rung: PlannedRung, start: Artifact) -> Built:
+        """A rung built and scored, not yet timed; a refusal or failed build is kept as data."""
+        blank = Candidate(rung.name, rung.role, steps=[s.name for s in rung.steps])
+        if rung.skipped:
+            failure = Failure("skipped", rung.skipped, rung.exit_code)
+            return Built(replace(blank, failure=failure), None)
+        title = f"{self.planned.target.name} {rung.name}"
+        try:
+            artifact = self.engine.advance(start, rung.steps, title)
+            found = self.judging.score(artifact, *self._where(), title)
+        except UsageError:
+            raise
+        except CompressError as error:
+            failure = Failure(type(error).__name__, error.text(), error.exit_code)
+            return Built(replace(blank, failure=failure), None)
+        why = "no evaluation data" if self.judging.samples is None else ""
+        return Built(
+            replace(
+                blank,
+                format=artifact.format,
+                digest=artifact.digest(),
+                size_bytes=artifact.size_bytes,
+                package_bytes=coded_size(artifact),
+                steps=[_spelled(s.name, options_json(s.options)) for s in rung.steps],
+                score=self.judging.as_score(found, self.planned.target.runtime, why),
+                comparison=self.judging.compare(found),
+                ledger=ledger(artifact),
+                notes=[str(n) for n in artifact.facts.get("notes", [])],
+            ),
+            artifact,
+        )
+
+    def _where(self) -> tuple[str, str]:
+        return self.planned.target.runtime, self.planned.context.device
+
+    def climb(self, twins: list[Built], compressed: Artifact) -> list[Built]:
+        """The ladder from its most compressed rung until one passes."""
+        tried: list[Built] = []
+        for rung in self.planned.rungs:
+            built = self.build(rung, compressed)
+            if built.artifact is not None:
+                built = self._judged(built, twins)
+            tried.append(built)
+            if built.candidate.state == "pass":
+                break
+        return tried
+
+    def _judged(self, built: Built, twins: list[Built]) -> Built:
+        """Size and accuracy first: what fails them is not worth a minute of timing."""
+        checks = self._checks(built.candidate, timed=False)
+        if combine(checks) != "fail":
+            built = self._timed(built, twins)
+            checks = self._checks(built.candidate, timed=True)
+        else:
+            note = "not timed: it had failed before"
+            checks += [
+                Check(g.text, "not_judged", note)
+                for g in self.planned.gates
+                if g.metric in LATENCY
+            ]
+        candidate = replace(built.candidate, checks=checks, state=combine(checks))
+        return Built(candidate, built.artifact)
+
+    def _timed(self, built: Built, twins: list[Built]) -> Built:
+        there = [t for t in twins if t.artifact is not None]
+        title = f"{self.planned.target.name} {built.candidate.name}"
+        assert built.artifact is not None
+        self.last = self.judging.time(self._variants([*there, built]), title)
+        over = self.fastest(there)
+        timings = timings_of(self.last, built.candidate.name, over)
+        layers = self.judging.layers(built.artifact, *self._where())
+        return Built(replace(built.candidate, timings=timings, layers=layers), built.artifact)
+
+    def _variants(self, built: Sequence[Built]) -> list[Variant]:
+        runtime, device = self._where()
+        return [
+            Variant(b.candidate.name, b.artifact, runtime, device)
+            for b in built
+            if b.artifact is not None
+        ]
+
+    def fastest(self, twins: Sequence[Built]) -> str:
+        """Latency reference: the fastest twin that keeps accuracy."""
+        assert self.last is not None
+        good = [t for t in twins if t.candidate.role == "twin" or self._keeps(t.candidate)]
+        batch = self.last.batches[0]
+        timed = {t.candidate.name: self.last.timing(t.candidate.name, batch, None) for t in good}
+        return min(timed, key=lambda name: timed[name].p50_ms)
+
+    def _keeps(self, twin: Candidate) -> bool:
+        return combine(self._checks(twin, timed=False)) != "fail"
+
+    def timed_twins(self, twins: list[Built]) -> list[Built]:
+        """The twins with their timings from the last comparison (timed alone if there was none)."""
+        there = [t for t in twins if t.artifact is not None]
+        if self.last is None:
+            self.last = self.judging.time(self._variants(there), f"{self.planned.target.name} twin")
+        done = []
+        for twin in there:
+            assert twin.artifact is not None
+            timings = timings_of(self.last, twin.candidate.name, None)
+            layers = self.judging.layers(twin.artifact, *self._where())
+            candidate = replace(twin.candidate, timings=timings, layers=layers)
+            done.append(Built(candidate, twin.artifact))
+        return done + [t for t in twins if t.artifact is None]
+
+    def _checks(self, candidate: Candidate, timed: bool) -> list[Check]:
+        return [
+            judge(gate, candidate, self.reference)
+            for gate in self.planned.gates
+            if timed or gate.metric not in LATENCY
+        ]
+
+
+def _spelled(name: str, options: dict[str, object]) -> str:
+    shown = ", ".join(f"{k}: {v}" for k, v in options.items() if v not in (None, "", [], {}))
+    return f"{name} {{{shown}}}" if shown else name
+
+
+def choose(
+    blank: TargetResult, twins: list[Built], tried: list[Built], explicit: bool
+) -> Outcome:
+    """What ships and why: the first rung that passes, else one that cannot be decided, else the twin."""
+    shown = [b.candidate for b in (*tried, *twins)]
+    result = replace(blank, candidates=shown)
+    for state, code in (("pass", 0), ("not_judged", 0), ("inconclusive", 3)):
+        for built in tried:
+            if built.artifact is not None and built.candidate.state == state:
+                reason = _why_chosen(built.candidate, tried, state)
+                done = replace(
+                    result,
+                    state=built.candidate.state,
+                    exit_code=code,
+                    shipped=built.candidate.name,
+                    reason=reason,
+                )
+                return Outcome(done, built.artifact)
+    best = _best_failing(tried)
+    code = _failure_code(tried, explicit)
+    reason = _why_twin(best, tried)
+    done = replace(result, state="fail", exit_code=code, shipped="twin", reason=reason)
+    return Outcome(done, twins[0].artifact, best)
+
+
+def _best_failing(tried: list[Built]) -> Built | None:
+    built = [b for b in tried if b.artifact is not None]
+    return min(built, key=lambda b: _fails(b.candidate), default=None)
+
+
+def _fails(candidate: Candidate) -> int:
+    return sum(check.state == "fail" for check in candidate.checks)
+
+
+def _failure_code(tried: list[Built], explicit: bool) -> int:
+    """1 where candidates were judged and failed; a lone explicit list that broke says its own code."""
+    if any(b.artifact is not None for b in tried):
+        return 1
+    codes = [b.candidate.failure.exit_code for b in tried if b.candidate.failure]
+    return codes[0] if codes and explicit else (max(codes) if codes else 1)
+
+
+def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) -> str:
+    word = {
+        "pass": "passes every gate",
+        "not_judged": "no gate failed; not every gate could be judged",
+        "inconclusive": "no gate failed, but the data cannot decide",
+    }[state]
+    before = [b.candidate.name for b in tried if b.candidate.name != candidate.name]
+    passed_over = before[: [b.candidate.name for b in tried].index(candidate.name)]
+    more = f"; tried before it: {', '.join(passed_over)}" if passed_over else ""
+    return f"{candidate.name} {word}{more}"
+
+
+def _why_twin(best: Built | None, tried: list[Built]) -> str:
+    if best is None:
+        reasons = [b.candidate.failure.message for b in tried if b.candidate.failure]
+        first = reasons[0].splitlines()[0] if reasons else "nothing to try"
+        return f"no candidate could be built, the untouched model ships: {first}"
+    failed = next((c.text for c in best.candidate.checks if c.state == "fail"), "")
+    return f"no candidate passes, the untouched model ships; {best.candidate.name}: {failed}"
+
+
+def artifact_folder(out: Path, name: str) -> Path:
+    """Where a target's shipped artifact lies."""
+    return out / name
