@@ -1,0 +1,152 @@
+"""Node names of an ONNX file, read without the onnx package, and what an engine fused of them.
+
+ONNX Runtime names an executed kernel after the source's node (`conv0`, `conv0_token_15`,
+`conv0_quant`) or after the tensor it writes (`relu0_out_nchwc`), and says nothing of the nodes
+that went into it. The source's own graph does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+
+from runtimes.base import LayerPrecision
+
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_quant|_fused|_transposed|_nhwc|_weights?_prepacked)$")
+_GLUE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "Identity", "Cast"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the source's main graph."""
+
+    name: str
+    op: str
+    inputs: Tuple[str, ...]
+    outputs: Tuple[str, ...]
+
+
+def read_nodes(path: Path) -> List[Node]:
+    """The nodes of a model file's main graph; empty where the file is no readable ONNX model."""
+    try:
+        graphs = [body for number, body in _fields(path.read_bytes()) if number == 7]
+        return [_node(body) for g in graphs for number, body in _fields(_bytes(g)) if number == 1]
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return []
+
+
+def merge_layers(layers: Sequence[LayerPrecision], nodes: Sequence[Node]) -> List[LayerPrecision]:
+    """`layers` with `layer` and `layers` in the source's node names wherever they can be told."""
+    graph = _Graph(nodes)
+    anchors = [graph.anchor(layer.layer) for layer in layers]
+    taken = {node.name for node in anchors if node}
+    fused: List[List[str]] = []
+    for layer, anchor in zip(layers, anchors):
+        fused.append(graph.upstream(anchor, layer.op, taken) if anchor else [])
+    for names, anchor in zip(fused, anchors):
+        if anchor:
+            names.extend(graph.downstream(anchor, taken))
+    return [_renamed(layer, names) for layer, names in zip(layers, fused)]
+
+
+def _renamed(layer: LayerPrecision, names: List[str]) -> LayerPrecision:
+    if not names:
+        return replace(layer, layers=())
+    return replace(layer, layer=names[0], layers=tuple(names))
+
+
+class _Graph:
+    """Who makes and who reads each tensor."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.by_name = {node.name: node for node in nodes if node.name}
+        self.maker = {name: node for node in nodes for name in node.outputs if name}
+        self.readers: Dict[str, List[Node]] = {}
+        for node in nodes:
+            for name in node.inputs:
+                self.readers.setdefault(name, []).append(node)
+
+    def anchor(self, name: str) -> Optional[Node]:
+        """The source node an engine's name stands for: by node name, else by output tensor."""
+        while True:
+            found = self.by_name.get(name) or self.maker.get(name)
+            shorter = _SUFFIX.sub("", name)
+            if found or shorter == name:
+                return found
+            name = shorter
+
+    def upstream(self, anchor: Node, op: str, taken: Set[str]) -> List[str]:
+        """The node that computes (of the engine's `op`) first, then those down to `anchor`."""
+        path, node = [anchor], anchor
+        while not _same_op(node.op, op):
+            before = [self.maker[t] for t in node.inputs if t in self.maker]
+            free = [n for n in before if n.name and n.name not in taken]
+            if not free:
+                return [anchor.name]
+            node = free[0]
+            path.append(node)
+        taken.update(n.name for n in path)
+        return [n.name for n in reversed(path) if n.op not in _GLUE or n is anchor]
+
+    def downstream(self, anchor: Node, taken: Set[str]) -> Iterator[str]:
+        """Nodes after `anchor` that no kernel is named after: they run inside it."""
+        readers = [node for t in anchor.outputs for node in self.readers.get(t, [])]
+        for node in readers:
+            if node.name and node.name not in taken:
+                taken.add(node.name)
+                if node.op not in _GLUE:
+                    yield node.name
+                yield from self.downstream(node, taken)
+
+
+def _same_op(source: str, engine: str) -> bool:
+    """Whether an engine's op (`QLinearConv`, `FusedConv`, `QGemm`) computes the source's op."""
+    return engine == source or engine.endswith(source)
+
+
+def _node(data: Union[bytes, int]) -> Node:
+    texts: Dict[int, List[str]] = {1: [], 2: [], 3: [], 4: []}
+    for number, body in _fields(_bytes(data)):
+        if number in texts:
+            texts[number].append(_bytes(body).decode("utf-8"))
+    return Node("".join(texts[3]), "".join(texts[4]), tuple(texts[1]), tuple(texts[2]))
+
+
+def _fields(data: bytes) -> Iterator[Tuple[int, Union[bytes, int]]]:
+    """Fields of one protobuf message: (number, bytes or integer). Weights are skipped, not copied
+    twice: only the fields a caller asks for are parsed further.
+    """
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError("not a protobuf message")
+        size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        if at + size > len(data):
+            raise ValueError("message is cut short")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> Tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _bytes(value: Union[bytes, int]) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a message was expected, not a number")  # noqa: TRY004 - a malformed file
+    return value

@@ -1,0 +1,212 @@
+"""OpenVINO: one stream, the latency hint, `threads` threads, everything else at its default.
+
+The inference precision stays at the device's default, because that is what a product gets; it is
+recorded in `settings`. On a CPU with bfloat16 units that default is bf16, for FP32 models too.
+Nothing here reports home: OpenVINO's telemetry lives in its converter, which is not imported.
+"""
+
+from __future__ import annotations
+
+from importlib import util
+from types import TracebackType
+from typing import Any, Dict, List, Optional, Tuple, Type
+
+import numpy as np
+
+from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
+from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable
+from runtimes.types import Artifact, TensorSpec
+
+FORMATS = frozenset({"openvino", "onnx"})
+_PROFILED_RUNS = 5
+_SETTINGS = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
+_PRECISIONS = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "int8", "i8": "int8",
+    "u4": "int4", "i4": "int4", "i32": "int32", "i64": "int64", "boolean": "bool",
+}  # fmt: skip
+_NOT_LAYERS = frozenset({"Input", "Output", "Const"})
+_ADDED = ("/WithoutBiases", "/fq_output_0", "/fq_input_0")
+
+
+def missing() -> Optional[str]:
+    """Why OpenVINO cannot be used here; None where it can."""
+    if util.find_spec("openvino") is None:
+        return "openvino is not installed: pip install edge-compressor[openvino]"
+    return None
+
+
+def versions() -> Dict[str, str]:
+    """The engine's version, with its build."""
+    return {"openvino": str(_engine().__version__)}
+
+
+def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -> OvSession:
+    """Read and compile `artifact` (IR or ONNX) for `device`; raises `BadArtifact` on a bad file."""
+    return OvSession(artifact, _compile(artifact, threads, device, {}))
+
+
+class OvSession:
+    """A compiled model; `settings` is what the engine says it runs with."""
+
+    def __init__(self, artifact: Artifact, compiled: Any) -> None:
+        self._compiled = compiled
+        self.inputs: Tuple[TensorSpec, ...] = artifact.inputs
+        self.outputs: Tuple[TensorSpec, ...] = artifact.outputs
+        self._ports_in = _ports(artifact, "input", self.inputs, compiled.inputs)
+        self._ports_out = _ports(artifact, "output", self.outputs, compiled.outputs)
+        self.settings: Dict[str, str] = _settings(compiled)
+
+    def bind(self, feeds: Feeds) -> OvCall:
+        """Check `feeds` and set them as the tensors of a request of their own."""
+        check_feeds(self.inputs, feeds)
+        return OvCall(self._compiled.create_infer_request(), self._ports_in, self._ports_out, feeds)
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Outputs by name for one batch of feeds."""
+        call = self.bind(feeds)
+        call()
+        return call.fetch()
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        self._compiled = None
+        self._ports_in = self._ports_out = {}
+
+    def __enter__(self) -> OvSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        value: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+class OvCall:
+    """One inference on bound feeds."""
+
+    def __init__(
+        self, request: Any, ports_in: Dict[str, Any], ports_out: Dict[str, Any], feeds: Feeds
+    ) -> None:
+        ov = _engine()
+        self._request, self._ports_out = request, ports_out
+        for name, array in feeds.items():
+            request.set_tensor(ports_in[name], ov.Tensor(np.array(array, order="C")))
+
+    def __call__(self) -> None:
+        """Exactly one synchronous inference; outputs stay in the engine's memory."""
+        self._request.infer(share_outputs=True)
+
+    def fetch(self) -> Outputs:
+        """Copies of the outputs of the last inference."""
+        ports = self._ports_out.items()
+        return {name: np.array(self._request.get_tensor(port).data) for name, port in ports}
+
+
+def layer_precisions(
+    artifact: Artifact, *, feeds: Feeds, threads: int = 1, device: str = "CPU"
+) -> List[LayerPrecision]:
+    """Every executed layer with its precision and mean time, from OpenVINO's own runtime model."""
+    compiled = _compile(artifact, threads, device, {"PERF_COUNT": True})
+    session = OvSession(artifact, compiled)
+    call = session.bind(feeds)
+    for _ in range(_PROFILED_RUNS):
+        call()
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    layers = [_layer(node.get_friendly_name(), _facts(node)) for node in nodes]
+    return [layer for layer in layers if layer.op not in _NOT_LAYERS]
+
+
+def _engine() -> Any:
+    reason = missing()
+    if reason:
+        raise MissingTool(reason, where="openvino", fix="pip install edge-compressor[openvino]")
+    import openvino
+
+    return openvino
+
+
+def _compile(artifact: Artifact, threads: int, device: str, more: Dict[str, Any]) -> Any:
+    core = _engine().Core()
+    family = device.split(".")[0].upper()
+    if family not in [name.split(".")[0] for name in core.available_devices]:
+        raise RuntimeUnavailable(
+            "OpenVINO has no such device here",
+            where=device,
+            expected="one of " + ", ".join(core.available_devices),
+        )
+    if not artifact.path.is_file():
+        raise BadArtifact("file is missing", where=str(artifact.path), fix="build it again")
+    config: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **more}
+    if family == "CPU":
+        config.update(INFERENCE_NUM_THREADS=threads, NUM_STREAMS="1")
+    try:
+        return core.compile_model(core.read_model(str(artifact.path)), device, config)
+    except RuntimeError as error:
+        raise BadArtifact(
+            f"OpenVINO cannot compile it: {_last_line(error)}", where=str(artifact.path)
+        ) from error
+
+
+def _ports(
+    artifact: Artifact, kind: str, specs: Tuple[TensorSpec, ...], ports: List[Any]
+) -> Dict[str, Any]:
+    """Our name → the engine's port, which may know itself by several names."""
+    found = {spec.name: port for spec in specs for port in ports if spec.name in port.get_names()}
+    if len(found) != len(specs) or len(ports) != len(specs):
+        raise BadArtifact(
+            f"the model's {kind}s are not those of its manifest",
+            where=str(artifact.path),
+            expected=", ".join(spec.name for spec in specs),
+            got=", ".join("/".join(sorted(port.get_names())) for port in ports),
+        )
+    return found
+
+
+def _settings(compiled: Any) -> Dict[str, str]:
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    found = {name: _plain(compiled.get_property(name)) for name in _SETTINGS if name in known}
+    found["EXECUTION_DEVICES"] = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+    return found
+
+
+def _plain(value: Any) -> str:
+    """`<Type: 'bfloat16'>` and `PerformanceMode.LATENCY` as a person writes them."""
+    name = getattr(value, "name", None)
+    if isinstance(name, str):
+        return name
+    return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
+
+
+def _facts(node: Any) -> Dict[str, str]:
+    info = node.get_rt_info()
+    return {key: str(getattr(info[key], "value", info[key])) for key in info}
+
+
+def _layer(name: str, facts: Dict[str, str]) -> LayerPrecision:
+    sources = [_source_name(part) for part in facts.get("originalLayersNames", "").split(",")]
+    layers = tuple(dict.fromkeys(part for part in sources if part))
+    micros = facts.get("execTimeMcs", "")
+    precision = facts.get("runtimePrecision", "unknown")
+    return LayerPrecision(
+        layers[0] if layers else _source_name(name),
+        facts.get("layerType", "unknown"),
+        _PRECISIONS.get(precision, precision),
+        layers,
+        int(micros) * 1000 if micros.isdigit() else None,
+    )
+
+
+def _source_name(name: str) -> str:
+    """The source node's name without what OpenVINO's frontend and NNCF append to it."""
+    name = name.strip()
+    for suffix in _ADDED:
+        name = name[: -len(suffix)] if name.endswith(suffix) else name
+    return name
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
