@@ -39,7 +39,7 @@ def _output_kind(out: Tensor, labels: Sequence[Any] | None) -> OutputKind:
         return "values"
     marks = np.asarray(labels) if np.ndim(labels[0]) == 0 else np.zeros(0)
     whole = marks.size > 0 and marks.dtype.kind in "iu"
-    scores = whole and 0 <= marks.min() and marks.max() < out.shape[1]
+    scores = whole and marks.min() >= 0 and marks.max() < out.shape[1]
     return "classes" if scores and not _is_distribution(out) else "values"
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Measure = Literal["macs", "params", "bytes"]
+MEASURES: tuple[Measure, ...] = ("macs", "params", "bytes")
 Removed = Mapping[str, int]  # group name → number of channels removed
 
 
@@ -93,9 +94,10 @@ def _unfused() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.backends.mkldnn.flags(enabled=False):
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the flags themselves warn
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

@@ -55,7 +55,7 @@ def _squared_norms(layer: Any, side: str) -> np.ndarray | None:
     axis = (0 if side == "out" else 1) if not (conv and layer.transposed) else int(side == "out")
     norms = weight.transpose(0, axis).flatten(1).square().sum(1).numpy()
     grouped = conv and layer.groups > 1 and axis == 1
-    return np.tile(norms, layer.groups) if grouped else norms  # type: ignore[no-any-return]
+    return np.tile(norms, layer.groups) if grouped else norms
 
 
 def taylor(

@@ -1,0 +1,71 @@
+"""`keep: {macs: 40%}`: what stays, never a ratio of what goes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from compressor.pruning.costs import Measure
+from runtimes.errors import UsageError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_FIX = "for example keep: {macs: 40%}, {params: 0.3} or {macs: 30M}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A fraction (`value` in 0–1) or an absolute number of one measure."""
+
+    measure: Measure
+    value: float
+    absolute: bool
+
+    def limit(self, whole: float) -> float:
+        """The number to end at, for a module that costs `whole`; UsageError where that is more."""
+        limit = self.value if self.absolute else self.value * whole
+        if limit >= whole:
+            raise UsageError(
+                "that removes nothing", where=f"keep {self}",
+                expected=f"less than the {whole:,.0f} {self.measure} there are",
+                got=f"{limit:,.0f}", fix="ask to keep less, or leave the step out",
+            )  # fmt: skip
+        return limit
+
+    def __str__(self) -> str:
+        shown = f"{self.value:,.0f}" if self.absolute else f"{self.value:.4g}"
+        return f"{self.measure}: {shown}"
+
+
+def parse_budget(keep: Mapping[str, Any]) -> Budget:
+    """The `keep` option; raises `UsageError` where it does not name one known measure."""
+    known = get_args(Measure)
+    if not isinstance(keep, Mapping) or len(keep) != 1 or next(iter(keep)) not in known:
+        got = ", ".join(map(str, keep)) if isinstance(keep, Mapping) else repr(keep)
+        raise UsageError(
+            "keep must name exactly one measure", where="keep",
+            expected="one of " + ", ".join(known), got=got or "nothing", fix=_FIX,
+        )  # fmt: skip
+    measure = next(m for m in known if m in keep)
+    given = keep[measure]
+    value, absolute = _number(measure, given)
+    if not value > 0:
+        raise UsageError("nothing would stay", where=f"keep.{measure}", got=str(given), fix=_FIX)
+    return Budget(measure, value, absolute)
+
+
+def _number(measure: str, given: Any) -> tuple[float, bool]:
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return float(given), given > 1
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(%|[kKmMgG]?)\s*", str(given))
+    try:
+        number = float(found.group(1)) if found else None
+    except ValueError:
+        number = None
+    if found is None or number is None:
+        raise UsageError("not an amount", where=f"keep.{measure}", got=repr(given), fix=_FIX)
+    if found.group(2) == "%":
+        return number / 100, False
+    value = number * _UNITS[found.group(2).lower()]
+    return value, value > 1
