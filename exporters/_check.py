@@ -1,0 +1,126 @@
+"""Does a conversion compute what its source computes? Checked on example feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtimes.base import Feeds, Outputs
+from runtimes.errors import BuildFailed
+from runtimes.types import TensorSpec
+
+
+@dataclass(frozen=True)
+class Error:
+    """Largest differences over all outputs: absolute, and relative to the output's own scale."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def worst(self, other: Error) -> Error:
+        """The larger of both, field by field."""
+        return Error(max(self.absolute, other.absolute), max(self.relative, other.relative))
+
+    def to_json(self) -> dict[str, float]:
+        """Four significant digits, so that facts stay readable."""
+        return {
+            "max_abs_error": float(f"{self.absolute:.4g}"),
+            "max_rel_error": float(f"{self.relative:.4g}"),
+        }
+
+
+def onnx_session(model: Path | bytes, threads: int = 1) -> Any:
+    """An ONNX Runtime session on the CPU that says nothing and changes no graph."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    given = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: Any, feeds: Feeds) -> Outputs:
+    """Outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own exception classes, which share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented",
+             "RuntimeException", "NoSuchFile", "EPFail", "EngineError", "NoModel")  # fmt: skip
+    found = tuple(getattr(state, name) for name in names if hasattr(state, name))
+    return (*found, RuntimeError)
+
+
+def compare(want: Mapping[str, Any], got: Mapping[str, Any], tolerance: float, where: str) -> Error:
+    """The largest error over the outputs of `want`.
+
+    Floats may differ by `tolerance` times the output's largest magnitude (at least 1); of integers
+    and booleans a share of `tolerance` may differ (an argmax flips on a tie). Raises `BuildFailed`
+    naming the first output that differs more.
+    """
+    error = Error()
+    for name, expected in want.items():
+        error = error.worst(_compare_one(name, expected, got[name], tolerance, where))
+    return error
+
+
+def _compare_one(name: str, want: Any, got: Any, tolerance: float, where: str) -> Error:
+    if want.shape != got.shape:
+        raise BuildFailed(
+            "the converted model gives another shape",
+            where=f"{where}, output {name}",
+            expected=str(list(want.shape)),
+            got=str(list(got.shape)),
+        )
+    if want.dtype.kind not in "fV":
+        share = float(np.mean(want != got)) if want.size else 0.0
+        error, limit = Error(share, share), tolerance
+    else:
+        error, limit = _float_error(want.astype(np.float64), got.astype(np.float64), tolerance)
+    if not error.absolute <= limit:
+        raise BuildFailed(
+            "the converted model computes something else",
+            where=f"{where}, output {name}",
+            expected=f"a largest difference of at most {limit:.3g}",
+            got=f"{error.absolute:.3g}",
+            fix="raise the step's `tolerance` if this much is known to be harmless",
+        )
+    return error
+
+
+def _float_error(want: Any, got: Any, tolerance: float) -> tuple[Error, float]:
+    finite = np.isfinite(want) & np.isfinite(got)
+    same = (want == got) | (np.isnan(want) & np.isnan(got))
+    if not want.size:
+        return Error(), tolerance
+    if not np.all(finite | same):
+        return Error(float("inf"), float("inf")), tolerance
+    gap = np.abs(np.where(finite, want - got, 0.0)).max()
+    scale = float(np.abs(np.where(finite, want, 0.0)).max())
+    return Error(float(gap), float(gap / max(scale, 1e-12))), tolerance * max(scale, 1.0)
+
+
+def sizes_to_try(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> list[dict[str, int]]:
+    """Sizes of the free dimensions for a check: as given, with a batch of 1, and each one doubled.
+
+    A dimension that is the first axis of an input counts as a batch and is also tried at 1.
+    """
+    free = list(dict.fromkeys(d for s in inputs for d in s.shape if isinstance(d, str)))
+    batch = {s.shape[0] for s in inputs if s.shape}
+    base = {name: dims.get(name, 2) for name in free}
+    tried = [base]
+    for name in free:
+        if name in batch:
+            tried.append({**base, name: 1})
+        tried.append({**base, name: 2 * base[name]})
+    return tried
