@@ -52,7 +52,9 @@ def test_only_timing_owns_a_clock() -> None:
     allowed = {"runtimes/timing.py"}
     found = set()
     for path in sources():
-        calls = {ast.unparse(node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
+        calls = {
+            ast.unparse(node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)
+        }
         if calls & clocks or set(imported(ast.walk(parsed(path)))) & clocks:
             found.add(short(path))
     assert found <= allowed

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from tests.layers.tree import PACKAGES, ROOT, parsed, short, sources
 
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *ROOT.glob("examples/*/README.md")]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+    *ROOT.glob("examples/*/README.md"),
+]
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -34,7 +38,9 @@ def test_public_names() -> None:
 def test_public_names_lead_somewhere() -> None:
     import compressor
 
-    homes = {name: compressor._HOMES[name] for name in compressor.__all__ if name in compressor._HOMES}
+    homes = {
+        name: compressor._HOMES[name] for name in compressor.__all__ if name in compressor._HOMES
+    }
     for name, home in homes.items():
         if importlib.util.find_spec(home) is None:
             pytest.skip(f"{home} is not there yet")
@@ -88,7 +94,9 @@ def test_verbs_in_the_readme_exist() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=short)
 def test_links_resolve(document: Path) -> None:
-    broken = [t for t, _ in LINK.findall(document.read_text()) if not (document.parent / t).exists()]
+    broken = [
+        t for t, _ in LINK.findall(document.read_text()) if not (document.parent / t).exists()
+    ]
     assert not broken
 
 

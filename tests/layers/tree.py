@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,9 +12,9 @@ PACKAGES = ("compressor", "exporters", "runtimes")
 
 # Distributions' import names that no module may import when it is itself imported.
 HEAVY = frozenset(
-    "torch onnx onnxruntime openvino nncf tensorrt tensorrt_rtx hls4ml da4ml scipy sklearn pydantic "
-    "jinja2 rich yaml torch_pruning onnxslim onnxscript onnx_ir safetensors PIL pycocotools jiwer "
-    "optuna ml_dtypes jsonschema".split()
+    """torch onnx onnxruntime openvino nncf tensorrt tensorrt_rtx hls4ml da4ml scipy sklearn
+    pydantic jinja2 rich yaml torch_pruning onnxslim onnxscript onnx_ir safetensors PIL pycocotools
+    jiwer optuna ml_dtypes jsonschema""".split()  # noqa: SIM905 - a list of 26 quoted words reads worse
 )
 # Of these, what every installation has: a plan may use it, `--help` may not.
 CORE = frozenset({"onnx", "onnxruntime", "pydantic", "rich", "yaml", "jinja2", "ml_dtypes"})
@@ -31,7 +31,7 @@ def modules() -> list[str]:
     return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
 
 
-@lru_cache(maxsize=None)
+@cache
 def parsed(path: Path) -> ast.Module:
     """The file's syntax tree."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
