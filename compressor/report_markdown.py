@@ -1,0 +1,180 @@
+"""A run as the comment on a merge request: the short table first, the rest folded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compressor import report_view, show
+from compressor.report_text import headline_state
+from compressor.result import RunRecord, TargetResult
+
+# A CI job finds its earlier comment by this line and replaces it.
+MARKER = "<!-- edge-compressor report -->"
+LIMIT = 56_000  # characters; GitHub refuses comments above 65,536
+ROWS = 40
+TEXT = 300
+
+
+def markdown(record: RunRecord) -> str:
+    """The run in GitHub-flavoured Markdown, under 60 kB whatever the model."""
+    word, _ = headline_state(record)
+    head = [
+        MARKER,
+        f"### {word}: {_cell(record.reference.source)}",
+        "",
+        f"Exit {record.exit_code}: {show.exit_meaning(record)}. {_original(record)}",
+        "",
+        *_summary(record),
+        *_open(record),
+    ]
+    parts = [part for target in record.targets for part in _details(record, target)]
+    parts += [_steps(record), _repeat(record)]
+    return _within("\n".join(head) + "\n", parts)
+
+
+def _within(head: str, parts: Sequence[str]) -> str:
+    """`head` and as many whole `parts` as fit, with a note where some do not."""
+    text, left = head[:LIMIT], 0
+    for part in parts:
+        if len((text + part).encode("utf-8")) <= LIMIT:
+            text += "\n" + part
+        else:
+            left += 1
+    note = f"\n{left} more sections did not fit: see report.html.\n" if left else ""
+    return text + note
+
+
+def _original(record: RunRecord) -> str:
+    score, size = record.reference.score, show.size(record.reference.size_bytes)
+    if score is None or score.value is None:
+        return f"Original {size}."
+    value = show.metric(score.metric, score.value)
+    return f"Original {size}, {_cell(score.metric)} {value} on {score.n:,} samples."
+
+
+def _summary(record: RunRecord) -> list[str]:
+    """One row a target."""
+    batches = sorted({batch for target in record.targets for batch in show.batches(target)})[:4]
+    speeds = [f"Speed-up, batch {batch}" for batch in batches]
+    rows = [_row(record, target, batches) for target in record.targets[:ROWS]]
+    return _table(["Verdict", "Target", "Ships", "Size", "Accuracy drop", *speeds], rows)
+
+
+def _row(record: RunRecord, target: TargetResult, batches: Sequence[int]) -> list[str]:
+    chosen = show.subject(target)
+    word = "ERROR" if target.failure else show.VERDICT[target.state]
+    cells = [f"**{word}**", _cell(target.name), _cell(target.shipped or "nothing")]
+    if chosen is None:
+        return cells + ["—"] * (2 + len(batches))
+    cells.append(f"{show.size(chosen.size_bytes)}, {_smaller(record, chosen.size_bytes)}")
+    compared, score = chosen.comparison, chosen.score
+    drop = "—"
+    if compared is not None and score is not None:
+        drop = show.drop(score.metric, compared.drop, compared.interval)
+    timings = [show.timing_at(chosen, batch) for batch in batches]
+    speeds = ["—" if t is None else show.ratio(t.speedup, t.speedup_interval) for t in timings]
+    return [*cells, drop, *speeds]
+
+
+def _smaller(record: RunRecord, size: int) -> str:
+    return show.smaller(size, record.reference.size_bytes)
+
+
+def _open(record: RunRecord) -> list[str]:
+    """Gates that did not pass, errors and warnings, in the open."""
+    lines: list[str] = []
+    for target in record.targets:
+        if target.failure is not None:
+            lines.append(f"- **ERROR** {_cell(target.name)}: {_cell(target.failure.message)}")
+        for check in [] if target.failure else show.open_checks(target):
+            word = show.VERDICT[check.state]
+            lines.append(
+                f"- **{word}** {_cell(target.name)}, {_code(check.gate)}: {_cell(check.text)}"
+            )
+    shown = {line.partition(": ")[2] for line in lines}
+    for what, text in report_view.notices(record):
+        if _cell(text) not in shown and "not judged" not in what:
+            lines.append(f"- {_cell(what)}: {_cell(text)}")
+    more = [f"- and {len(lines) - ROWS} more, see report.html"] if len(lines) > ROWS else []
+    return ["", *lines[:ROWS], *more] if lines else []
+
+
+def _details(record: RunRecord, target: TargetResult) -> list[str]:
+    chosen = show.subject(target)
+    if chosen is None:
+        return []
+    table = report_view.before_after(record, target)
+    head = ["", *(f"{name} ({text})" if text else name for name, _, text in table["columns"])]
+    rows = [[_cell(label), *map(_figure, cells)] for label, cells in table["rows"]]
+    gates = [[show.VERDICT[c.state], _code(c.gate), _cell(c.text)] for c in chosen.checks[:ROWS]]
+    parts = [_folded(f"{target.name}: before and after", _table([_cell(h) for h in head], rows))]
+    if gates:
+        parts.append(
+            _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))
+        )
+    kept = [
+        [_cell(show.names(found, 5)), _cell(reason)]
+        for reason, found in show.by_reason(show.kept_float(chosen)).items()
+    ]
+    if kept:
+        lines = _table(["Layers", "Why"], kept[:ROWS])
+        parts.append(_folded(f"{target.name}: kept float", lines))
+    return parts
+
+
+def _figure(cell: tuple[str, str]) -> str:
+    value, detail = cell
+    return _cell(f"{value} ({detail})" if detail else value or "—")
+
+
+def _steps(record: RunRecord) -> str:
+    rows = [
+        [
+            _code(step.step),
+            _cell(", ".join(part for part in (step.target, step.rung) if part) or "all"),
+            "reused" if step.status == "hit" else show.seconds(step.seconds),
+            show.size(step.size_bytes),
+        ]
+        for step in record.steps
+    ]
+    note = [f"\n{len(rows) - ROWS} more in run.json."] if len(rows) > ROWS else []
+    return _folded("What was done", [*_table(["Step", "For", "Time", "Size"], rows[:ROWS]), *note])
+
+
+def _repeat(record: RunRecord) -> str:
+    # A fence longer than any run of backticks inside cannot be closed from inside.
+    fence = "`" * 8
+    command = " ".join(record.command.split())[:1000].replace(fence, "")
+    lines = [
+        fence,
+        command,
+        fence,
+        "",
+        f"{_cell(record.tool.get('version', ''))}, seed {record.seed}",
+    ]
+    return _folded("How to repeat it", lines)
+
+
+def _folded(title: str, lines: Sequence[str]) -> str:
+    body = "\n".join(lines)
+    return f"<details><summary>{_cell(title)}</summary>\n\n{body}\n\n</details>\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    """`text` as inert Markdown on one line, cut where it is very long."""
+    flat = " ".join(text.split())
+    flat = flat if len(flat) <= TEXT else flat[: TEXT - 1] + "…"
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "\\`*_[]|~#@":
+        flat = flat.replace(mark, f"&#{ord(mark)};" if mark in "@#" else "\\" + mark)
+    return flat
+
+
+def _code(text: str) -> str:
+    flat = " ".join(text.split())[:TEXT].replace("`", "'").replace("|", "\\|")
+    return f"`{flat}`"

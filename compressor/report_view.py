@@ -1,0 +1,431 @@
+"""What the HTML report says, as plain data: texts, cells and drawings, nothing of HTML."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from compressor import charts, show
+from compressor.result import Candidate, Check, LedgerRow, RunRecord, TargetResult, Timing
+
+LAYER_LIMIT = 1500
+Cells = list[str]
+
+
+def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
+    """Everything the page shows of one target."""
+    chosen = show.subject(target)
+    failed = target.failure is not None
+    view: dict[str, Any] = {
+        "name": target.name,
+        "device": target.device,
+        "word": "ERROR" if failed else show.VERDICT[target.state],
+        "state": "fail" if failed else target.state,
+        "exit_code": target.exit_code,
+        "error": target.failure.message if target.failure else "",
+        "shipped": target.shipped,
+        "lead": _lead(target),
+        "package": target.package,
+        "subject": chosen.name if chosen else "",
+        "is_shipped": chosen is not None and chosen.name == target.shipped,
+        "failures": [(c.name, c.failure.message) for c in target.candidates if c.failure],
+    }
+    if chosen is None:
+        empty: dict[str, Any] = {"table": None, "ledger": None, "layers": None}
+        return view | empty | {key: [] for key in ("tiles", "gates", "charts", "notes")}
+    return view | {
+        "tiles": _tiles(record, chosen),
+        "gates": [gate_view(check) for check in _worst_first(chosen.checks)],
+        "table": before_after(record, target),
+        "charts": [c for c in (pareto(target), latency(target)) if c],
+        "ledger": ledger(target),
+        "layers": layer_view(chosen),
+        "notes": chosen.notes,
+    }
+
+
+def gate_view(check: Check) -> dict[str, str]:
+    """One gate: its verdict, its reason, and a bar where there is a number to draw."""
+    bar = ""
+    if check.value is not None and check.limit is not None:
+        bar = charts.gate_bar(
+            check.value, check.interval, check.limit, at_most="<" in check.gate, state=check.state
+        )
+    text = check.text
+    if check.needed is not None and f"{check.needed:,}" not in text:
+        text += f" ({check.needed:,} samples would decide it)"
+    word = show.VERDICT[check.state]
+    return {"word": word, "state": check.state, "gate": check.gate, "text": text, "bar": bar}
+
+
+def before_after(record: RunRecord, target: TargetResult) -> dict[str, Any]:
+    """The table: one column for the original and each variant, one row for each quantity."""
+    variants = _ordered(target)
+    reference = record.reference
+    name = show.metric_name(target, reference)
+    score = reference.score
+    rows: list[tuple[str, Cells]] = [
+        (
+            "Model file",
+            [show.size(reference.size_bytes), *(show.size(c.size_bytes) for c in variants)],
+        ),
+        ("Against the original", ["", *(_change(c, reference.size_bytes) for c in variants)]),
+        ("Compressed for transport", ["", *(show.size(c.package_bytes) for c in variants)]),
+        (
+            "Parameters",
+            [show.count(reference.parameters), *(show.count(c.parameters) for c in variants)],
+        ),
+        ("MACs", [show.count(reference.macs), *(show.count(c.macs) for c in variants)]),
+        (
+            name or "Metric",
+            [show.metric(name, score.value) if score else "", *map(_score, variants)],
+        ),
+        ("Drop, 90 % interval", ["", *(_drop(name, c) for c in variants)]),
+        ("Agreement", ["", *(_agreement(c) for c in variants)]),
+        ("SQNR", ["", *(_sqnr(c) for c in variants)]),
+    ]
+    for batch in show.batches(target):
+        rows += _timing_rows(batch, [show.timing_at(c, batch) for c in variants])
+    rows.append(("Verdict", ["", *(_state(c) for c in variants)]))
+    shown = [
+        (label, [_split(cell) for cell in cells])
+        for label, cells in rows
+        if any(cell not in ("", "—") for cell in cells)
+    ]
+    columns = [("original", "", "")] + [
+        (c.name, _role(c, target), _role_text(c, target)) for c in variants
+    ]
+    return {"columns": columns, "rows": shown, "n": _samples(record, target)}
+
+
+def pareto(target: TargetResult) -> dict[str, Any] | None:
+    """Latency against metric drop, at the smallest batch measured."""
+    found = [
+        (c, c.timings[0], c.comparison)
+        for c in _ordered(target)
+        if c.timings and c.comparison is not None and c.comparison.drop is not None
+    ]
+    if len(found) < 2:
+        return None
+    name = next((c.score.metric for c, _, _ in found if c.score), "metric")
+    scale, unit = (100.0, " points") if name in show.SHARES else (1.0, "")
+    largest = max(c.size_bytes for c, _, _ in found) or 1
+    points = []
+    for c, timing, compared in found:
+        drop = (compared.drop or 0.0) * scale
+        low, high = compared.interval or (compared.drop or 0.0, compared.drop or 0.0)
+        bounds = (low * scale, high * scale)
+        points.append(
+            charts.Point(
+                c.name,
+                _role(c, target),
+                timing.p50_ms,
+                drop,
+                timing.p50_interval_ms,
+                bounds,
+                c.size_bytes / largest,
+            )
+        )
+    limit = _limit(target, "accuracy_drop")
+    batch = found[0][1].batch
+    told = f"Median latency against {name} drop of {', '.join(p.name for p in points)}"
+    drawing = charts.scatter(
+        points,
+        None if limit is None else limit * scale,
+        f"ms at batch {batch} (log scale)",
+        f"{name} drop{',' + unit if unit else ''}",
+        told,
+    )
+    caption = "Lower and further left is better. Area is file size, crosses are intervals."
+    return {"title": "Speed, accuracy and size", "svg": drawing, "caption": caption}
+
+
+def latency(target: TargetResult) -> dict[str, Any] | None:
+    """How long single calls took, at the largest batch a budget names or else the smallest."""
+    chosen, twin = show.subject(target), show.twin_of(target)
+    budgets = _budgets(chosen)
+    batch = budgets[0][2] if budgets else 0
+    timing = show.timing_at(chosen, batch) or (
+        chosen.timings[0] if chosen and chosen.timings else None
+    )
+    if chosen is None or timing is None or not timing.histogram_ms:
+        return None
+    series = [charts.Series(chosen.name, "shipped", timing.histogram_ms)]
+    beside = show.timing_at(twin, timing.batch)
+    if twin is not None and twin.name != chosen.name and beside is not None and beside.histogram_ms:
+        series.insert(0, charts.Series(twin.name, "twin", beside.histogram_ms))
+    lines = [(text, limit) for text, limit, at in budgets if at in (None, timing.batch)]
+    told = f"Latency distribution at batch {timing.batch} of {', '.join(s.name for s in series)}"
+    parts = [f"{s.name} ({'grey' if s.role == 'twin' else 'blue'})" for s in series]
+    caption = f"{' and '.join(parts)}, {timing.n:,} calls in {timing.rounds} processes."
+    drawing = charts.distribution(series, lines, told)
+    return {
+        "title": f"Latency at batch {timing.batch}",
+        "svg": drawing,
+        "caption": caption,
+        "legend": [],
+    }
+
+
+def ledger(target: TargetResult) -> dict[str, Any] | None:
+    """Bytes by tensor class, before and after at one scale, and after once more, enlarged."""
+    chosen, twin = show.subject(target), show.twin_of(target)
+    if chosen is None or not chosen.ledger:
+        return None
+    shown = [twin] if twin is not None and twin.name != chosen.name and twin.ledger else []
+    shown.append(chosen)
+    full = float(max(c.size_bytes for c in shown)) or 1.0
+    rows = [(c.name, show.size(c.size_bytes), charts.bar(_parts(c.ledger), full)) for c in shown]
+    times = full / (chosen.size_bytes or 1)
+    if times > 1.5:
+        close = charts.bar(_parts(chosen.ledger), float(chosen.size_bytes))
+        rows.append((f"{chosen.name}, {times:.1f} times as wide", "", close))
+    legend = [
+        (
+            _colour(row.kind),
+            row.kind,
+            f"{row.size_bytes:,}",
+            show.share(row.size_bytes / (chosen.size_bytes or 1)),
+        )
+        for row in sorted(chosen.ledger, key=lambda row: -row.size_bytes)
+    ]
+    total = f"{sum(row.size_bytes for row in chosen.ledger):,}"
+    return {"name": chosen.name, "rows": rows, "legend": legend, "total": total}
+
+
+def layer_view(chosen: Candidate) -> dict[str, Any] | None:
+    """Per layer: asked and run precision, bytes, time, reason."""
+    if not chosen.layers:
+        return None
+    tally: dict[str, int] = {}
+    for row in chosen.layers:
+        tally[row.achieved or "unknown"] = tally.get(row.achieved or "unknown", 0) + 1
+    differ = sum(row.requested != row.achieved for row in chosen.layers)
+    rows = [
+        {
+            "cells": [row.layer, row.op, row.requested or "—", row.achieved or "—"],
+            "bytes": f"{row.weight_bytes:,}" if row.weight_bytes else "—",
+            "time": "—" if row.time_ns is None else f"{row.time_ns / 1000:,.1f}",
+            "differs": row.requested != row.achieved,
+            "reason": row.reason,
+        }
+        for row in chosen.layers[:LAYER_LIMIT]
+    ]
+    counts = ", ".join(
+        f"{number} {kind}" for kind, number in sorted(tally.items(), key=lambda i: -i[1])
+    )
+    return {
+        "summary": f"{len(chosen.layers)} layers: {counts}",
+        "differ": differ,
+        "rows": rows,
+        "left_out": len(chosen.layers) - len(rows),
+        "kept": [
+            (show.names(found, 6), reason, show.size(sum(r.weight_bytes for r in found)))
+            for reason, found in show.by_reason(show.kept_float(chosen)).items()
+        ],
+        "name": chosen.name,
+    }
+
+
+def headline_reasons(record: RunRecord) -> list[tuple[str, str]]:
+    """Why the run did not simply pass: (target and gate, sentence), the worst first."""
+    found: list[tuple[int, str, str]] = []
+    for target in record.targets:
+        if target.failure is not None:
+            first = target.failure.message.splitlines()[:1]
+            found.append((0, target.name, first[0] if first else target.failure.kind))
+            continue
+        for check in show.open_checks(target):
+            rank = 1 if check.state == "fail" else 2
+            found.append((rank, f"{target.name}: {check.gate}", check.text))
+    return [(what, text) for _, what, text in sorted(found, key=lambda item: item[0])][:8]
+
+
+def notices(record: RunRecord) -> list[tuple[str, str]]:
+    """Everything that could not be judged or is in doubt: (what, sentence)."""
+    found = [("warning", text) for text in record.warnings]
+    for data in record.data:
+        found += [(f"{data.role} data", text) for text in data.warnings]
+    if not record.reproducible:
+        found.append(("not reproducible", record.not_reproducible_because or "no reason recorded"))
+    for target in record.targets:
+        found += _target_notices(target)
+    return list(dict.fromkeys(found))
+
+
+def _target_notices(target: TargetResult) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    chosen = show.subject(target)
+    for check in [] if chosen is None else chosen.checks:
+        if check.state == "not_judged":
+            found.append((f"{target.name}: not judged", f"{check.gate}: {check.text}"))
+    for c in target.candidates:
+        if c.failure is not None:
+            found.append((f"{target.name}: {c.name} was not built", c.failure.message))
+        if c.score is not None and c.score.status != "measured":
+            found.append(
+                (
+                    f"{target.name}: {c.name} accuracy {c.score.status.replace('_', ' ')}",
+                    c.score.reason,
+                )
+            )
+        doubts = list(c.comparison.doubts) if c.comparison else []
+        doubts += [f"batch {t.batch}: {doubt}" for t in c.timings for doubt in t.doubts]
+        found += [(f"{target.name}: {c.name}", doubt) for doubt in doubts]
+    return found
+
+
+def _lead(target: TargetResult) -> str:
+    """What ships and why, as one sentence that names it once."""
+    shipped, reason = target.shipped or "nothing", target.reason.rstrip(".")
+    if reason.startswith(shipped):
+        return reason + "."
+    return f"Ships {shipped}: {reason}." if reason else f"Ships {shipped}."
+
+
+def _worst_first(checks: list[Check]) -> list[Check]:
+    return sorted(
+        checks, key=lambda c: ("fail", "inconclusive", "not_judged", "pass").index(c.state)
+    )
+
+
+def _tiles(record: RunRecord, chosen: Candidate) -> list[tuple[str, str, str]]:
+    before = record.reference.size_bytes
+    sizes = f"{show.size(before)} to {show.size(chosen.size_bytes)}"
+    tiles = [("Size", show.smaller(chosen.size_bytes, before), sizes)]
+    compared, score = chosen.comparison, chosen.score
+    if compared is not None and compared.drop is not None and score is not None:
+        bounds = show.drop(score.metric, compared.drop, compared.interval).partition(" (")[2][:-1]
+        detail = f"90 % interval {bounds}, n = {compared.n:,}" if bounds else f"n = {compared.n:,}"
+        tiles.append((f"{score.metric} drop", show.drop(score.metric, compared.drop), detail))
+    for timing in chosen.timings:
+        if timing.speedup is not None:
+            low, high = timing.speedup_interval or (timing.speedup, timing.speedup)
+            detail = f"{low:.2f} to {high:.2f} over the {timing.speedup_over or 'twin'}"
+            tiles.append((f"Speed, batch {timing.batch}", f"{timing.speedup:.2f}x", detail))
+    return tiles
+
+
+def _ordered(target: TargetResult) -> list[Candidate]:
+    """The report's subject, then twins, then the other candidates; only what was built."""
+    chosen = show.subject(target)
+
+    def rank(c: Candidate) -> int:
+        return 0 if c is chosen else {"twin": 1, "half_twin": 2, "candidate": 3}[c.role]
+
+    return sorted((c for c in target.candidates if c.failure is None), key=rank)
+
+
+def _role(c: Candidate, target: TargetResult) -> str:
+    chosen = show.subject(target)
+    if chosen is not None and c.name == chosen.name:
+        return "shipped"
+    return "other" if c.role == "candidate" else "twin"
+
+
+def _role_text(c: Candidate, target: TargetResult) -> str:
+    if c.name == target.shipped:
+        return "shipped"
+    if c.role != "candidate":
+        return "uncompressed, FP32" if c.role == "twin" else "uncompressed, half"
+    return "failed" if c.state == "fail" else "not shipped"
+
+
+def _split(cell: str) -> tuple[str, str]:
+    """A cell's figure and, on a line of its own, what stands in brackets after it."""
+    value, _, detail = cell.partition(" (")
+    return value, detail.rstrip(")")
+
+
+def _samples(record: RunRecord, target: TargetResult) -> int:
+    counts = [c.comparison.n for c in target.candidates if c.comparison]
+    return max(counts, default=record.reference.score.n if record.reference.score else 0)
+
+
+def _change(c: Candidate, before: int) -> str:
+    return "same size" if c.size_bytes == before else show.smaller(c.size_bytes, before)
+
+
+def _score(c: Candidate) -> str:
+    return show.metric(c.score.metric, c.score.value) if c.score else ""
+
+
+def _drop(name: str, c: Candidate) -> str:
+    return show.drop(name, c.comparison.drop, c.comparison.interval) if c.comparison else ""
+
+
+def _agreement(c: Candidate) -> str:
+    return show.share(c.comparison.agreement, 2) if c.comparison else ""
+
+
+def _sqnr(c: Candidate) -> str:
+    found = c.comparison.sqnr_db if c.comparison else None
+    return "" if found is None else f"{found:.1f} dB"
+
+
+def _state(c: Candidate) -> str:
+    return "" if c.role != "candidate" else show.VERDICT[c.state].lower()
+
+
+def _timing_rows(batch: int, timings: list[Timing | None]) -> list[tuple[str, Cells]]:
+    def cells(read: Any) -> Cells:
+        return ["", *("" if t is None else read(t) for t in timings)]
+
+    return [
+        (f"Batch {batch}: p50", cells(_median)),
+        (f"Batch {batch}: p90", cells(lambda t: show.ms(t.p90_ms))),
+        (f"Batch {batch}: p99", cells(_p99)),
+        (f"Batch {batch}: speed-up", cells(lambda t: show.ratio(t.speedup, t.speedup_interval))),
+        (f"Batch {batch}: peak memory", cells(lambda t: show.size(t.peak_rss_bytes))),
+    ]
+
+
+def _median(t: Timing) -> str:
+    low, high = t.p50_interval_ms
+    source = "" if t.source == "timed" else f" {t.source}"
+    return f"{show.ms(t.p50_ms)}{source} ({low:.3g}–{high:.3g})"
+
+
+def _p99(t: Timing) -> str:
+    upper = "" if t.p99_upper_ms is None else f" (≤ {t.p99_upper_ms:.3g})"
+    return show.ms(t.p99_ms) + upper
+
+
+def _limit(target: TargetResult, gate: str) -> float | None:
+    chosen = show.subject(target)
+    found = [c.limit for c in (chosen.checks if chosen else []) if c.gate.startswith(gate)]
+    return found[0] if found else None
+
+
+def _budgets(chosen: Candidate | None) -> list[tuple[str, float, int | None]]:
+    """Latency budgets among the gates: (text, ms, batch or None for every batch)."""
+    found: list[tuple[str, float, int | None]] = []
+    for check in [] if chosen is None else chosen.checks:
+        match = re.match(r"(p50|p90|p95|p99)(?:@(\d+))?\s*<", check.gate)
+        if match and check.limit is not None:
+            found.append((check.gate, check.limit, int(match[2]) if match[2] else None))
+    return found
+
+
+def _parts(rows: list[LedgerRow]) -> list[charts.Part]:
+    return [
+        charts.Part(f"{row.kind}: {row.size_bytes:,} bytes", _colour(row.kind), row.size_bytes)
+        for row in rows
+    ]
+
+
+def _colour(kind: str) -> str:
+    """The style sheet's class for a tensor class."""
+    known = {
+        "int4": "int4",
+        "int8": "int8",
+        "half": "half",
+        "bfloat16": "half",
+        "float16": "half",
+        "float": "float",
+        "scale": "scale",
+        "zero": "scale",
+        "bias": "bias",
+        "graph": "graph",
+    }
+    return next((colour for word, colour in known.items() if word in kind.lower()), "rest")
