@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressor.api import Result, compress, make_plan
+    from compressor.api import Result, compress
     from compressor.modules import load_module
     from compressor.recipe import load_recipe
     from compressor.record import load_record
@@ -21,7 +21,6 @@ __all__ = [
     "load_module",
     "load_recipe",
     "load_record",
-    "make_plan",
 ]
 
 _HOMES = {
@@ -31,7 +30,6 @@ _HOMES = {
     "load_module": "compressor.modules",
     "load_recipe": "compressor.recipe",
     "load_record": "compressor.record",
-    "make_plan": "compressor.api",
 }
 
 

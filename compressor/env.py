@@ -43,7 +43,7 @@ class Silent:
     def say(self, message: str) -> None: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepEnv:
     """`exporters.base.Env` as a run fills it."""
 

@@ -18,7 +18,7 @@ from compressor.store import Store, key_of
 from compressor.validate import Evaluation, compare, evaluate
 from exporters.base import Samples, example_feeds
 from runtimes.base import Feeds, Outputs, load_runtime
-from runtimes.host import isa_flags
+from runtimes.host import facts
 from runtimes.types import Artifact
 
 SCORING_REV = 1
@@ -63,7 +63,7 @@ class Judge:
             "metric": self.metric.identity(),
             "engine": engine.versions(),
             "device": device,
-            "isa": isa_flags(),
+            "isa": facts()["isa"],
         }
         key = key_of(parts)
         self.progress.begin(f"{title}: score")
@@ -83,7 +83,8 @@ class Judge:
         return self.score(onnx, REFERENCE_ENGINE, "CPU", "original")
 
     def _evaluate(self, artifact: Artifact, engine: Any, device: str) -> Evaluation:
-        assert self.samples is not None and self.metric is not None
+        assert self.samples is not None
+        assert self.metric is not None
         done, total = 0, max(1, len(self.samples))
         with engine.open_session(artifact, threads=self.threads, device=device) as session:
 
@@ -121,7 +122,12 @@ class Judge:
         better = bool(self.metric.higher_is_better) if self.metric else True
         return Score(name, found.value, better, found.n, engine=engine)
 
-    def time(self, variants: list[Variant], title: str) -> BenchResult:
+    def time(
+        self,
+        variants: list[Variant],
+        title: str,
+        decide: Callable[[BenchResult], bool] | None = None,
+    ) -> BenchResult:
         """Interleaved timing of `variants` in fresh processes, at every batch size."""
         feeds = {b: self.feeds(variants[0].artifact, b) for b in self.batches(variants)}
         plan = BenchPlan(
@@ -132,7 +138,12 @@ class Judge:
         )
         self.progress.begin(f"{title}: time")
         found = bench(
-            variants, feeds, plan, progress=self.progress.update, samples_dir=self.samples_dir
+            variants,
+            feeds,
+            plan,
+            decide=decide,
+            progress=self.progress.update,
+            samples_dir=self.samples_dir / title.replace(" ", "-"),
         )
         self.progress.end("")
         return found

@@ -1,4 +1,4 @@
-"""Opens what a run is given: the model and its data, with everything wrong found before any work."""
+"""Opens what a run is given, the model and its data, and finds what is wrong before any work."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def source_spec(recipe: Recipe, base_dir: Path, model: Any = None) -> SourceSpec
     )
 
 
-def open_model(spec: SourceSpec, store: Store, progress: Progress) -> tuple[Artifact, str, StepRecord]:
+def open_model(
+    spec: SourceSpec, store: Store, progress: Progress
+) -> tuple[Artifact, str, StepRecord]:
     """The source as an artifact of the store, its identity, and how it got there."""
     started = time.monotonic()
     progress.begin("open the model")
@@ -69,10 +71,18 @@ def open_model(spec: SourceSpec, store: Store, progress: Progress) -> tuple[Arti
     made, hit = store.build(key, parts, lambda place: open_source(spec, place.work))
     seconds = round(time.monotonic() - started, 3)
     progress.end("reused" if hit else f"{seconds} s")
-    status = "hit" if hit else "ran"
     notes = [str(n) for n in made.facts.get("notes", [])]
     record = StepRecord(
-        "source", None, None, key, status, seconds, "", made.digest(), made.size_bytes, notes=notes
+        "source",
+        None,
+        None,
+        key,
+        "hit" if hit else "ran",
+        seconds,
+        "",
+        made.digest(),
+        made.size_bytes,
+        notes=notes,
     )
     return made, identity, record
 
@@ -113,7 +123,7 @@ def open_all(
 def _calibration_defaults(
     sets: dict[str, Samples], evaluation: Samples | None, seed: int
 ) -> tuple[dict[str, Samples], Samples | None]:
-    """Calibration data from training data if need be, and a held-out part if nothing else judges."""
+    """Calibration data from training data if need be; a held-out part if nothing else judges."""
     if "calibration" not in sets and "training" in sets:
         whole = sets["training"]
         share = min(0.5, FROM_TRAINING / max(1, len(whole)))

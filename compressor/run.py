@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from compressor.store import Store
 from compressor.targets import Outcome, run_target
 from exporters.base import Context, Samples, Trial
 from runtimes.base import load_runtime
-from runtimes.errors import CompressError, UsageError
+from runtimes.errors import UsageError
 from runtimes.host import facts
 from runtimes.types import Artifact
 
@@ -180,7 +179,7 @@ class _Run:
         )
 
     def _irreproducible(self) -> list[str]:
-        """What steps said of themselves (a budget in minutes, a library that is not deterministic)."""
+        """What steps said of themselves, such as a budget in minutes."""
         return list(dict.fromkeys(self.engine.notes))
 
     def _reference(self) -> Reference:
@@ -212,7 +211,7 @@ class _Run:
         outcome = run_target(planned, self.engine, self.judge, reference, compressed)
         result = self._inconclusive(outcome.result)
         if outcome.shipped is not None:
-            result = self._ship(planned, replace(outcome, result=result), reference)
+            result = self._ship(planned, replace(outcome, result=result))
         return result
 
     def _inconclusive(self, result: TargetResult) -> TargetResult:
@@ -225,9 +224,7 @@ class _Run:
             result = replace(result, exit_code=0)
         return result
 
-    def _ship(
-        self, planned: PlannedTarget, outcome: Outcome, reference: Reference
-    ) -> TargetResult:
+    def _ship(self, planned: PlannedTarget, outcome: Outcome) -> TargetResult:
         out, name = self.request.out, planned.target.name
         assert outcome.shipped is not None
         shipped = output.place(outcome.shipped, out / name)
@@ -242,23 +239,21 @@ class _Run:
             reasons = [f"{c.gate}: {c.text}" for c in failed.checks if c.state == "fail"]
             output.mark_failed(folder, reasons)
             path = folder.relative_to(out).as_posix()
-            candidates = [
-                replace(c, path=path) if c.name == failed.name else c for c in candidates
-            ]
+            candidates = [replace(c, path=path) if c.name == failed.name else c for c in candidates]
         result = replace(outcome.result, candidates=candidates)
         package = self._package(planned, shipped, result)
         return replace(result, package=package.relative_to(out).as_posix())
 
-    def _package(
-        self, planned: PlannedTarget, shipped: Artifact, result: TargetResult
-    ) -> Path:
+    def _package(self, planned: PlannedTarget, shipped: Artifact, result: TargetResult) -> Path:
         feeds = self.judge.feeds(shipped, self._package_batch(shipped))[0]
         engine = load_runtime(planned.target.runtime)
         with engine.open_session(shipped, threads=1, device=planned.context.device) as session:
             outputs = session.run(feeds)
         provenance = {
             "source": self.engine.source.digest(),
-            "steps": [r.key for r in self.engine.records if r.target in (None, planned.target.name)],
+            "steps": [
+                r.key for r in self.engine.records if r.target in (None, planned.target.name)
+            ],
             "tool": f"edge-compressor {compressor.__version__}",
         }
         return build_package(
@@ -312,8 +307,14 @@ class _Run:
                 "source": self.engine.source.digest(),
                 "data": {d.role: d.fingerprint for d in record.data},
                 "steps": [
-                    {"step": s.step, "target": s.target, "rung": s.rung, "options": s.options,
-                     "tools": s.tools, "digest": s.digest}
+                    {
+                        "step": s.step,
+                        "target": s.target,
+                        "rung": s.rung,
+                        "options": s.options,
+                        "tools": s.tools,
+                        "digest": s.digest,
+                    }
                     for s in record.steps
                 ],
             },
@@ -327,11 +328,8 @@ def worst(codes: list[int]) -> int:
 
 def overall(results: list[TargetResult]) -> State:
     """The run's state from its targets' states."""
-    states = {r.state for r in results}
-    for state in ("fail", "inconclusive", "not_judged"):
-        if state in states:
-            return state  # type: ignore[return-value]
-    return "pass"
+    order: tuple[State, ...] = ("fail", "inconclusive", "not_judged")
+    return next((state for state in order if any(r.state == state for r in results)), "pass")
 
 
 def model_name(request: Request) -> str:
@@ -340,4 +338,6 @@ def model_name(request: Request) -> str:
     if request.model is not None and not isinstance(request.model, (str, Path)):
         return type(request.model).__name__.lower()
     text = str(request.model or source)
-    return Path(text).stem if text.endswith((".onnx", ".pt2")) else text.split(":")[0].split(".")[-1]
+    return (
+        Path(text).stem if text.endswith((".onnx", ".pt2")) else text.split(":")[0].split(".")[-1]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,9 +149,7 @@ class _Runner:
         else:
             note = "not timed: it had failed before"
             checks += [
-                Check(g.text, "not_judged", note)
-                for g in self.planned.gates
-                if g.metric in LATENCY
+                Check(str(g), "not_judged", note) for g in self.planned.gates if g.metric in LATENCY
             ]
         candidate = replace(built.candidate, checks=checks, state=combine(checks))
         return Built(candidate, built.artifact)
@@ -160,11 +158,34 @@ class _Runner:
         there = [t for t in twins if t.artifact is not None]
         title = f"{self.planned.target.name} {built.candidate.name}"
         assert built.artifact is not None
-        self.last = self.judging.time(self._variants([*there, built]), title)
+        self.last = self.judging.time(
+            self._variants([*there, built]), title, decide=self._decided(built, there)
+        )
+        if broken := self._not_timed(built):
+            failure = Failure("RuntimeUnavailable", broken, 5)
+            return Built(replace(built.candidate, failure=failure), built.artifact)
         over = self.fastest(there)
         timings = timings_of(self.last, built.candidate.name, over)
         layers = self.judging.layers(built.artifact, *self._where())
         return Built(replace(built.candidate, timings=timings, layers=layers), built.artifact)
+
+    def _not_timed(self, built: Built) -> str:
+        """Why there is no timing of a candidate; empty where there is one."""
+        assert self.last is not None
+        found = [self.last.failure(built.candidate.name, b) for b in self.last.batches]
+        return next((f.message for f in found if f is not None), "")
+
+    def _decided(self, built: Built, twins: list[Built]) -> Callable[[BenchResult], bool]:
+        """For `certify`: whether the rounds so far settle every latency gate."""
+
+        def decided(result: BenchResult) -> bool:
+            name, over = built.candidate.name, twins[0].candidate.name
+            candidate = replace(built.candidate, timings=timings_of(result, name, over))
+            gates = [g for g in self.planned.gates if g.metric in LATENCY]
+            states = [judge(g, candidate, self.reference).state for g in gates]
+            return "inconclusive" not in states
+
+        return decided
 
     def _variants(self, built: Sequence[Built]) -> list[Variant]:
         runtime, device = self._where()
@@ -212,10 +233,8 @@ def _spelled(name: str, options: dict[str, object]) -> str:
     return f"{name} {{{shown}}}" if shown else name
 
 
-def choose(
-    blank: TargetResult, twins: list[Built], tried: list[Built], explicit: bool
-) -> Outcome:
-    """What ships and why: the first rung that passes, else one that cannot be decided, else the twin."""
+def choose(blank: TargetResult, twins: list[Built], tried: list[Built], explicit: bool) -> Outcome:
+    """What ships and why: the first rung that passes, else one nobody can decide, else the twin."""
     shown = [b.candidate for b in (*tried, *twins)]
     result = replace(blank, candidates=shown)
     for state, code in (("pass", 0), ("not_judged", 0), ("inconclusive", 3)):
@@ -247,7 +266,7 @@ def _fails(candidate: Candidate) -> int:
 
 
 def _failure_code(tried: list[Built], explicit: bool) -> int:
-    """1 where candidates were judged and failed; a lone explicit list that broke says its own code."""
+    """1 where candidates were judged and failed; an explicit list that broke has its own code."""
     if any(b.artifact is not None for b in tried):
         return 1
     codes = [b.candidate.failure.exit_code for b in tried if b.candidate.failure]

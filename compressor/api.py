@@ -1,0 +1,185 @@
+"""The Python API: the same engine as the command, and the same result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.env import Progress, Silent
+from compressor.opening import open_all, source_spec, typical_dims
+from compressor.plan import Plan, make_plan
+from compressor.recipe import Recipe, load_recipe
+from compressor.result import Candidate, LedgerRow, RunRecord, Timing
+from compressor.run import STEP_THREADS, Request, execute
+from compressor.sources import SourceSpec, source_kind
+from compressor.store import Store
+from exporters.base import Context
+from runtimes.errors import GateFailed, Inconclusive
+from runtimes.types import Artifact, TensorSpec
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` returns.
+
+    Attributes:
+        record: everything that was found out; `run.json` holds the same.
+        out: the output folder.
+    """
+
+    record: RunRecord
+    out: Path
+
+    @property
+    def verdict(self) -> str:
+        """`pass`, `fail`, `inconclusive` or `not_judged`: the worst of the targets'."""
+        return self.record.state
+
+    @property
+    def exit_code(self) -> int:
+        """What the command would have exited with."""
+        return self.record.exit_code
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Target → the artifact that ships (the twin where nothing passed)."""
+        return {t.name: Artifact.load(self.out / t.name) for t in self.record.targets if t.shipped}
+
+    @property
+    def measurements(self) -> dict[str, list[Timing]]:
+        """Target → timings of what ships, one per batch size."""
+        return {t: c.timings for t, c in self._shipped().items()}
+
+    @property
+    def ledger(self) -> dict[str, list[LedgerRow]]:
+        """Target → bytes by tensor class of what ships."""
+        return {t: c.ledger for t, c in self._shipped().items()}
+
+    def _shipped(self) -> dict[str, Candidate]:
+        return {t.name: t.candidate(t.shipped) for t in self.record.targets if t.shipped}
+
+    def raise_for_verdict(self) -> None:
+        """Raise `GateFailed` or `Inconclusive` unless every target passed."""
+        if self.exit_code == 0:
+            return
+        reasons = "\n".join(f"{t.name}: {t.reason}" for t in self.record.targets if t.exit_code)
+        if self.exit_code == Inconclusive.exit_code:
+            raise Inconclusive(reasons, where=str(self.out), fix="give more evaluation samples")
+        raise GateFailed(reasons, where=str(self.out), fix="see report.html in that folder")
+
+
+def compress(
+    model: Any,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    *,
+    calibration: Any = None,
+    training: Any = None,
+    selection: Any = None,
+    evaluation: Any = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    effort: Literal["quick", "default", "certify"] | None = None,
+    require_judged: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress `model` for every target of `recipe` and judge the result.
+
+    Args:
+        model: an `nn.Module`, or the path of an ONNX file, a `.pt2` or a recipe's
+            `module:function`; None takes the recipe's `model.source`. A module's inputs are
+            named in the recipe (`model.inputs`).
+        recipe: a recipe's path or mapping; None means ONNX Runtime with its defaults.
+        calibration: sets the integer ranges. Like every data argument: arrays by input name (with
+            `labels`), an iterable of feeds or (feeds, label), a torch Dataset or DataLoader, or
+            whatever a recipe may name; it takes the place of the recipe's `data`.
+        training: for recovery after pruning; needs no labels.
+        selection: to choose by while searching.
+        evaluation: what the verdict is made on; nothing else sees it.
+        out: output folder; a new folder under the system's temporary one if left out.
+        store: where finished steps are kept; see `compressor.store`.
+        effort: overrides the recipe's `measure.effort`.
+        require_judged: a gate that could not be judged makes the run inconclusive.
+        progress: told how far the run is; nothing is printed by default.
+
+    Raises:
+        CompressError: typed as in `runtimes.errors`; a failed gate raises nothing, see
+            `Result.raise_for_verdict`.
+    """
+    loaded, base_dir = _recipe(recipe)
+    if isinstance(model, (str, Path)):
+        loaded = replace(loaded, model=replace(loaded.model, source=str(model)))
+        model, base_dir = None, base_dir if recipe is not None else Path.cwd()
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="compress-"))
+    given = {
+        "calibration": calibration,
+        "training": training,
+        "selection": selection,
+        "evaluation": evaluation,
+    }
+    request = Request(
+        recipe=loaded,
+        base_dir=base_dir,
+        out=folder.absolute(),
+        store=Store(Path(store) if store is not None else None),
+        model=model,
+        data={role: value for role, value in given.items() if value is not None},
+        progress=progress or Silent(),
+        command="compressor.compress(…)",
+        require_judged=require_judged,
+        effort=effort,
+    )
+    return Result(execute(request), request.out)
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe | None) -> tuple[Recipe, Path]:
+    if recipe is None:
+        return load_recipe({"targets": {"onnxruntime": {}}}), Path.cwd()
+    if isinstance(recipe, Recipe):
+        return recipe, Path.cwd()
+    base = Path(recipe).absolute().parent if isinstance(recipe, (str, Path)) else Path.cwd()
+    return load_recipe(recipe), base
+
+
+def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan:
+    """What a run would do, or `Problems` with everything that stands in its way.
+
+    Nothing is written outside a temporary folder. A torch module is built and looked at only with
+    `deep`; an ONNX file always is.
+    """
+    from compressor.opening import open_data_sets
+
+    spec = source_spec(recipe, base_dir)
+    with tempfile.TemporaryDirectory(prefix="compress-plan-") as folder:
+        fmt = {"factory": "module", "instance": "module"}.get(kind := source_kind(spec), kind)
+        if fmt != "onnx" and not deep:
+            inputs = named_inputs(spec)
+            sets = open_data_sets(recipe.data, inputs, base_dir) if inputs else {}
+            return make_plan(
+                recipe,
+                source=None,
+                source_format=fmt,
+                inputs=inputs,
+                roles=frozenset(sets or recipe.data) - {"evaluation"},
+                context=Context(seed=recipe.seed, threads=STEP_THREADS),
+            )
+        opened = open_all(recipe, base_dir, Store(Path(folder)), Silent())
+        dims = typical_dims(opened.source, opened.data)
+        return make_plan(
+            recipe,
+            source=opened.source,
+            source_format=opened.source.format,
+            inputs=opened.source.inputs,
+            roles=frozenset(opened.data),
+            context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
+        )
+
+
+def named_inputs(spec: SourceSpec) -> tuple[TensorSpec, ...]:
+    """The inputs as the recipe names them; empty where it leaves them to the file."""
+    return tuple(
+        TensorSpec(name, str(value.get("dtype", "float32")), tuple(value["shape"]))
+        for name, value in spec.inputs.items()
+    )

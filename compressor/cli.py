@@ -1,0 +1,362 @@
+"""The `compress` command: arguments, exit codes, and nothing that belongs to the engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from runtimes.errors import CompressError, UsageError
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+
+EXIT_CODES = """\
+exit codes: 0 passed · 1 a gate failed · 2 usage (recipe, flag, data) · 3 inconclusive ·
+  4 unsupported, or a tool is missing · 5 build failed · 6 board failed · 7 bad artifact ·
+  70 bug (a crash log is written) · 130/143 interrupted (finished steps are kept)"""
+
+EXAMPLES = """\
+examples:
+  compress run recipe.yaml -o out
+  compress run model.onnx --target openvino --calibration calib.npz --evaluation eval.npz \\
+               --metric top1 --max-drop 0.01 -o out
+  compress plan recipe.yaml            what would run, or every problem at once
+  compress explain out                 why not smaller, faster, more accurate
+"""
+
+
+class Interrupted(BaseException):
+    """SIGTERM, so that running steps unwind and the store stays sound."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; only help and `--version` exit by themselves."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.WARNING, format="%(message)s"
+    )
+    try:
+        code: int = args.handler(args)
+        return code
+    except CompressError as error:
+        if args.verbose:
+            traceback.print_exc()
+        _say_error(args, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are kept, run again to go on", file=sys.stderr)
+        return 130
+    except Interrupted:
+        print("terminated; finished steps are kept, run again to go on", file=sys.stderr)
+        return 143
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the one place where a bug becomes exit 70
+        return _crash(args, error)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(main())
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    raise Interrupted
+
+
+def _say_error(args: argparse.Namespace, error: CompressError) -> None:
+    print(f"compress {args.verb}: {error.text()}", file=sys.stderr)
+    if getattr(args, "json", False):
+        data = {
+            "error": type(error).__name__,
+            "where": error.where,
+            "what": error.what,
+            "expected": error.expected,
+            "got": error.got,
+            "fix": error.fix,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps(data))
+
+
+def _crash(args: argparse.Namespace, error: Exception) -> int:
+    """A bug is ours: keep what is needed to find it, and say where it lies."""
+    import compressor
+
+    handle, name = tempfile.mkstemp(prefix="compress-crash-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as log:
+        log.write(f"edge-compressor {compressor.__version__}, Python {platform.python_version()}, ")
+        log.write(f"{platform.platform()}\narguments: {sys.argv[1:]}\n\n")
+        traceback.print_exception(error, file=log)
+    if args.verbose:
+        traceback.print_exc()
+    print(
+        f"compress {args.verb}: internal error: {type(error).__name__}: {error}\n"
+        f"  this is a bug; the crash log is {name}\n"
+        "  fix: report it with that file; finished steps are kept",
+        file=sys.stderr,
+    )
+    return 70
+
+
+# ── the parser ───────────────────────────────────────────────────────────────────────────────────
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its flags."""
+    parser = argparse.ArgumentParser(
+        prog="compress",
+        description="Compress trained models for edge targets, and prove it on the target.",
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    verbs = parser.add_subparsers(dest="verb", metavar="<verb>", title="verbs")
+    _add_run(verbs)
+    _add_plan(verbs)
+    _add_check(verbs)
+    _add_results(verbs)
+    _add_bench(verbs)
+    _add_housekeeping(verbs)
+    for verb in set(verbs.choices.values()):
+        verb.add_argument("-v", "--verbose", action="store_true", help="say more; show tracebacks")
+    parser.set_defaults(verbose=False)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_args: Any) -> None:
+        import compressor
+
+        print(f"edge-compressor {compressor.__version__}")
+        parser.exit()
+
+
+def _verb(verbs: Any, name: str, handler: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="RECIPE|MODEL", help="a recipe (.yaml), model.onnx, or model.pt2")
+    add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
+    add("--calibration", metavar="DATA", help=".npz, folder, or module:function: sets scales")
+    add("--evaluation", metavar="DATA", help="labelled data the verdict is made on")
+    add("--training", metavar="DATA", help="data for recovery after pruning")
+    add("--selection", metavar="DATA", help="data to choose by; never evaluation data")
+    add("--metric", help="top1, top5, f1, mae, rmse, auc, miou, …, or module:function")
+    add("--evaluator", metavar="M:F", help="module:function called with run(feeds) -> outputs")
+    add("--max-drop", type=float, metavar="X", help="largest drop, in the metric's units (0.01)")
+    add("--max-relative-drop", type=float, metavar="X", help="largest relative drop (0.01)")
+    add("--gate", action="append", default=[], metavar="G", help="speedup@1>=2, size<=3MB, …")
+    add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
+    add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
+    add("--device", help="the engine's device, for every target named")
+    add("--seed", type=int, help="of every random choice")
+    add("--batch", type=int, action="append", metavar="N", help="batch size to time (repeatable)")
+    add("--threads", type=int, help="engine threads while timing")
+
+
+def _add_run(verbs: Any) -> None:
+    parser = _verb(verbs, "run", run, "compress, build, judge and package a model")
+    _model_flags(parser)
+    add = parser.add_argument
+    add("-o", "--out", default="compress-out", help="output folder (default: compress-out)")
+    add("--effort", choices=("quick", "default", "certify"), help="of the latency measurement")
+    add("--require-judged", action="store_true", help="a gate that cannot be judged: exit 3")
+    add("--on-inconclusive", choices=("fail", "warn"), default="fail", help="fail: exit 3")
+    add("--if-changed", action="store_true", help="do nothing if the output is up to date")
+    add("--depfile", metavar="FILE", help="write a Make/Ninja depfile; implies --if-changed")
+    add("--json", action="store_true", help="print run.json on stdout")
+    add("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _add_plan(verbs: Any) -> None:
+    parser = _verb(verbs, "plan", plan, "show what would run, or every problem at once")
+    _model_flags(parser)
+    parser.add_argument("--deep", action="store_true", help="also build a torch module and look")
+    parser.add_argument("--json", action="store_true", help="machine output on stdout")
+
+
+def _add_check(verbs: Any) -> None:
+    text = "say per node what a target will not take, or not in INT8, and what to change"
+    parser = _verb(verbs, "check", check, text)
+    parser.add_argument("source", metavar="MODEL", help="model.onnx")
+    parser.add_argument("--target", action="append", default=[], metavar="T")
+    parser.add_argument("--keep-float", action="append", default=[], metavar="GLOB")
+    parser.add_argument("--all", action="store_true", help="list INT8 nodes too")
+    parser.add_argument("--json", action="store_true", help="machine output on stdout")
+
+
+def _add_results(verbs: Any) -> None:
+    parser = _verb(verbs, "explain", explain, "why not smaller, faster, more accurate")
+    parser.add_argument("out", help="a run's output folder")
+    parser = _verb(verbs, "compare", compare, "two runs or two artifacts: what differs")
+    parser.add_argument("a")
+    parser.add_argument("b")
+    parser.add_argument("--json", action="store_true", help="machine output on stdout")
+    parser = _verb(verbs, "report", report, "write html, md, json and junit again from run.json")
+    parser.add_argument("out", help="a run's output folder")
+    parser.add_argument("--to", metavar="DIR", help="write there instead")
+    parser = _verb(verbs, "verify", verify, "check a package: digests, versions, outputs")
+    parser.add_argument("package", help="packages/x.tar.gz")
+
+
+def _add_bench(verbs: Any) -> None:
+    text = "time artifacts against each other, interleaved, with intervals"
+    parser = _verb(verbs, "bench", bench, text)
+    add = parser.add_argument
+    add("artifacts", nargs="+", help="artifact folders (out/openvino); the first is the baseline")
+    add("--batch", type=int, action="append", metavar="N")
+    add("--threads", type=int, default=1)
+    add("--effort", choices=("quick", "default", "certify"), default="default")
+    add("--feeds", metavar="NPZ", help="inputs to time on (else seeded examples)")
+    add("--gate", action="append", default=[], metavar="G", help="speedup>=1.5, p99<=9ms, …")
+    add("--device", default="CPU")
+    add("--seed", type=int, default=0)
+    add("--json", action="store_true", help="machine output on stdout")
+
+
+def _add_housekeeping(verbs: Any) -> None:
+    parser = _verb(verbs, "doctor", doctor, "what is installed here, and what is missing")
+    parser.add_argument("--json", action="store_true", help="machine output on stdout")
+    parser = _verb(verbs, "targets", targets, "the targets and steps there are, and their options")
+    parser.add_argument("--json", action="store_true", help="machine output on stdout")
+    parser = _verb(verbs, "store", store, "look after the store of finished steps")
+    parser.add_argument("action", choices=("info", "gc"))
+    parser.add_argument("--max-age-days", type=float, default=30.0)
+    parser.add_argument("--max-bytes", type=int)
+
+
+# ── the verbs ────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(args: argparse.Namespace) -> int:
+    """`compress run`."""
+    from compressor.commands.run import run_verb
+
+    return run_verb(args, _recipe(args))
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`compress plan`."""
+    from compressor.commands.plan import plan_verb
+
+    return plan_verb(args, _recipe(args))
+
+
+def check(args: argparse.Namespace) -> int:
+    """`compress check`."""
+    from compressor.commands.check import check_verb
+
+    return check_verb(args)
+
+
+def explain(args: argparse.Namespace) -> int:
+    """`compress explain`."""
+    from compressor.explain import explain as lines_of
+    from compressor.record import load_record
+
+    print("\n".join(lines_of(load_record(Path(args.out)))))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """`compress compare`."""
+    from compressor.commands.compare import compare_verb
+
+    return compare_verb(args)
+
+
+def report(args: argparse.Namespace) -> int:
+    """`compress report`."""
+    from compressor.record import dump_record, load_record
+    from compressor.report import write_reports
+
+    record = load_record(Path(args.out))
+    folder = Path(args.to or args.out)
+    folder = folder.parent if folder.is_file() else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_reports(record, folder)
+    if args.to:
+        dump_record(record, folder / "run.json")
+    print(folder / "report.html")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`compress verify`."""
+    from compressor.package import verify_package
+
+    print("\n".join(verify_package(Path(args.package))))
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`compress bench`."""
+    from compressor.commands.bench import bench_verb
+
+    return bench_verb(args)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """`compress doctor`."""
+    from compressor.commands.doctor import doctor_verb
+
+    return doctor_verb(args)
+
+
+def targets(args: argparse.Namespace) -> int:
+    """`compress targets`."""
+    from compressor.commands.doctor import targets_verb
+
+    return targets_verb(args)
+
+
+def store(args: argparse.Namespace) -> int:
+    """`compress store info|gc`."""
+    from compressor.store import Store
+
+    kept = Store()
+    if args.action == "gc":
+        freed = kept.gc(args.max_age_days, args.max_bytes)
+        print(f"freed {freed:,} bytes")
+    print(f"{kept.root}: {kept.size_bytes():,} bytes")
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> tuple[Recipe, Path]:
+    """The recipe that the command line means, and the folder its paths are relative to."""
+    from compressor.flags import recipe_from_flags
+
+    if not args.source:
+        raise UsageError("no model or recipe given", fix="compress run recipe.yaml")
+    return recipe_from_flags(args)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,80 @@
+"""`compress check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from compressor.schema import to_json
+from runtimes.errors import UsageError
+from runtimes.types import Artifact
+
+
+def check_verb(args: argparse.Namespace) -> int:
+    """`compress check`: per node, what a target refuses or leaves in float, and what to change."""
+    import tempfile
+
+    from compressor.env import Silent
+    from compressor.opening import open_model, source_spec
+    from compressor.recipe import parse_recipe
+    from compressor.store import Store
+
+    recipe = parse_recipe({"model": {"source": str(Path(args.source).absolute())}}, "command line")
+    if not args.target:
+        raise UsageError("no target named", where="--target", fix="add --target openvino")
+    worst, found = 0, {}
+    with tempfile.TemporaryDirectory(prefix="compress-check-") as folder:
+        spec = source_spec(recipe, Path.cwd())
+        source, _, _ = open_model(spec, Store(Path(folder)), Silent())
+        for name in args.target:
+            found[name], refused = _checked(source, name, tuple(args.keep_float))
+            worst = max(worst, 4 if refused else 0)
+    if args.json:
+        print(json.dumps(to_json(found), indent=1))
+        return worst
+    for name, rows in found.items():
+        _print_checked(name, rows, args.all)
+    return worst
+
+
+def _checked(
+    source: Artifact, name: str, keep: tuple[str, ...]
+) -> tuple[list[dict[str, str]], bool]:
+    from compressor.quantization.coverage import coverage
+    from compressor.steps import load_step, load_target
+    from exporters.base import Context, Keep
+
+    target = load_target(name, "--target")
+    module = load_step("to_" + name)
+    context = Context(target=name, scheme=target.scheme, keep=Keep(float=keep))
+    refusals = module.refusals(source, module.Options(), context)
+    rows = [
+        {"layer": r.where, "op": "", "precision": "refused", "reason": r.why, "fix": r.fix}
+        for r in refusals
+    ]
+    if target.scheme is not None and not refusals:
+        rows += [
+            {
+                "layer": row.layer,
+                "op": row.op,
+                "precision": row.requested,
+                "reason": row.reason,
+                "fix": getattr(row, "fix", ""),
+            }
+            for row in coverage(source, target.scheme, context.keep)
+        ]
+    return rows, bool(refusals)
+
+
+def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> None:
+    integer = [r for r in rows if r["precision"] == "int8"]
+    rest = [r for r in rows if r["precision"] != "int8"]
+    refused = [r for r in rest if r["precision"] == "refused"]
+    head = f"{name} refuses {len(refused)} nodes" if refused else f"{name} takes every node"
+    print(f"{head}; {len(integer)} of {len(rows)} in INT8")
+    for row in rows if everything else rest:
+        where = f"{row['layer']} ({row['op']})" if row["op"] else row["layer"]
+        print(f"  {row['precision']:9} {where}: {row['reason']}".rstrip(": "))
+        if row["fix"]:
+            print(f"            fix: {row['fix']}")

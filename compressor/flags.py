@@ -1,0 +1,113 @@
+"""`model.onnx` with flags is a recipe too: this file says which."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.recipe import Recipe, TargetSpec, load_recipe, parse_recipe, with_targets
+from runtimes.errors import UsageError
+
+RECIPES = (".yaml", ".yml")
+DATA = ("calibration", "evaluation", "training", "selection")
+
+
+def recipe_from_flags(args: argparse.Namespace) -> tuple[Recipe, Path]:
+    """The recipe of the command line and the folder its paths are relative to.
+
+    With a recipe file the flags override it; with a model file they are all there is. Paths given
+    as flags are relative to the working directory and made absolute, so that both may be mixed.
+    """
+    source = Path(args.source)
+    if source.suffix in RECIPES:
+        recipe, base = load_recipe(source), source.absolute().parent
+    else:
+        model = {"source": _absolute(args.source)}
+        recipe, base = parse_recipe({"model": model}, "command line"), Path.cwd()
+        if not args.target:
+            raise UsageError(
+                "no target named", where="--target", fix="add --target onnxruntime (or openvino, …)"
+            )
+    recipe = with_targets(recipe, args.target)
+    recipe = replace(recipe, data={**recipe.data, **_data(args)})
+    recipe = _judged_by(recipe, args)
+    return _measured(_shaped(recipe, args), args), base
+
+
+def _absolute(text: str) -> str:
+    """A path as an absolute one; `module:function` stays."""
+    path = Path(text)
+    looks_like_reference = ":" in text and not path.exists()
+    return text if looks_like_reference else str(path.absolute())
+
+
+def _data(args: argparse.Namespace) -> dict[str, str]:
+    given = {role: getattr(args, role) for role in DATA}
+    return {role: _absolute(value) for role, value in given.items() if value}
+
+
+def _judged_by(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    gates: list[Any] = list(recipe.gates)
+    if args.max_drop is not None:
+        gates.append(f"accuracy_drop<={args.max_drop:g}")
+    if args.max_relative_drop is not None:
+        gates.append(f"relative_drop<={args.max_relative_drop:g}")
+    changed = replace(recipe, gates=[*gates, *args.gate])
+    if args.gate or len(gates) > len(recipe.gates):
+        changed = replace(changed, targets=_without_same(changed, args))
+    if args.metric:
+        changed = replace(changed, metric=args.metric)
+    if args.evaluator:
+        changed = replace(changed, evaluator=args.evaluator)
+    keep = replace(changed.keep, float=[*changed.keep.float, *args.keep_float])
+    return replace(changed, keep=keep)
+
+
+def _without_same(recipe: Recipe, args: argparse.Namespace) -> dict[str, TargetSpec | None]:
+    """A gate on the command line overrides a target's own of the same name."""
+    from compressor.gates import parse_gate
+
+    given = {(g.metric, g.batch) for g in map(parse_gate, args.gate)}
+    if args.max_drop is not None:
+        given.add(("accuracy_drop", None))
+    if args.max_relative_drop is not None:
+        given.add(("relative_drop", None))
+
+    def kept(raw: Any) -> bool:
+        gate = parse_gate(raw)
+        return (gate.metric, gate.batch) not in given
+
+    return {
+        name: spec and replace(spec, gates=[g for g in spec.gates if kept(g)])
+        for name, spec in recipe.targets.items()
+    }
+
+
+def _shaped(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    shape = dict(recipe.shape)
+    for text in args.shape:
+        name, sep, value = text.rpartition("=")
+        if not sep:
+            raise UsageError("not a shape", where=f"--shape {text}", expected="image=1..8@4")
+        dims: Any = value.replace("x", ",").split(",")
+        shape[name] = dims if len(dims) > 1 else value
+    recipe = replace(recipe, shape=shape)
+    if not args.device:
+        return recipe
+    devices: dict[str, TargetSpec | None] = {
+        name: replace(spec or TargetSpec(), device=args.device)
+        for name, spec in recipe.targets.items()
+    }
+    return replace(recipe, targets=devices)
+
+
+def _measured(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    measure = recipe.measure
+    if args.batch:
+        measure = replace(measure, batch=args.batch)
+    if args.threads:
+        measure = replace(measure, threads=args.threads)
+    seed = recipe.seed if args.seed is None else args.seed
+    return replace(recipe, measure=measure, seed=seed)
