@@ -28,7 +28,9 @@ ONNXRUNTIME = QuantScheme(
 )  # fmt: skip
 
 OPENVINO = QuantScheme(
-    ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "Concat"}),
+    ops=frozenset(
+        {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "Concat"}
+    ),
     passthrough=_MOVING | {"Resize", "Pad"},
     never={
         "Softmax": "normalization stays float on purpose",

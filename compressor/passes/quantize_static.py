@@ -1,0 +1,76 @@
+"""INT8 weights and activations from calibration data, placed where the target's engine gains.
+
+ONNX and ONNX Runtime artifacts get Q/DQ pairs by our own placement, which follows what ONNX Runtime
+fuses; OpenVINO artifacts go through NNCF on the OpenVINO model itself. Measured side by side in
+benchmarks/quantization_engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from exporters.base import Context, Env
+from runtimes.errors import Refusal, Unsupported
+from runtimes.types import Artifact
+
+REV = 1
+ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
+PRODUCES = "same"
+NEEDS = frozenset({"calibration"})
+USES = frozenset({"calibration"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How ranges are found.
+
+    Attributes:
+        method: `minmax` clips nothing; `mse` takes the range of least squared error, better where a
+            few outliers stretch it.
+        samples: calibrate on at most this many.
+        bias_correction: undo the shift that rounded weights give each layer's mean output.
+        exclude: node names (globs) to leave float in this step, beside the recipe's `keep`.
+    """
+
+    method: Literal["minmax", "mse"] = "minmax"
+    samples: int = 300
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+
+
+def tools() -> dict[str, str]:
+    """Versions of what calibrates: ONNX Runtime, and NNCF with OpenVINO where they are installed."""
+    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+    for name in ("nncf", "openvino"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Why this model cannot be quantized: it is already, or holds nothing to quantize."""
+    if source.format == "openvino":
+        from compressor.quantization import openvino_static
+
+        return openvino_static.refusals(source)
+    from compressor.quantization import onnx_pass
+
+    return onnx_pass.static_refusals(source, options.exclude, context)
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Quantize; raises `Unsupported` with a reason per node where nothing could be."""
+    found = refusals(source, options, env.context)
+    if found:
+        raise Unsupported("cannot be quantized to INT8", found, where="quantize_static")
+    if source.format == "openvino":
+        from compressor.quantization import openvino_static
+
+        return openvino_static.run(source, options, env)
+    from compressor.quantization import onnx_pass
+
+    return onnx_pass.run_static(source, options, env)

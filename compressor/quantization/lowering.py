@@ -1,0 +1,85 @@
+"""Rewrites that give an engine's integer kernels something to work on; the numbers stay the same.
+
+ONNX Runtime has integer Add, Mul and GlobalAveragePool, but no HardSwish and no ReduceMean. Around
+those it would convert to float and back, which makes an 8-bit network slower than the float one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compressor.quantization.onnx_index import Index, Names
+from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import replace
+
+
+def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
+    """Rewrite HardSwish and spatial means in place, but not nodes in `kept`; returns their names."""
+    names, nodes, done = Names(model.graph), [], []
+    for node in model.graph.node:
+        made = None if node.name in kept else _lowered(node, graph, names, model.graph)
+        nodes += made or [node]
+        if made:
+            done.append(node.name)
+    if done:
+        replace(model.graph.node, nodes)
+    return done
+
+
+def _lowered(node: Any, graph: Index, names: Names, onto: Any) -> list[Any] | None:
+    if node.op_type == "HardSwish":
+        return _hard_swish(node, names)
+    if node.op_type == "ReduceMean" and _is_spatial_mean(node, graph):
+        return _mean(node, names, onto)
+    return None
+
+
+def _hard_swish(node: Any, names: Names) -> list[Any]:
+    import onnx
+
+    gate = names.new("g")
+    sigmoid = onnx.helper.make_node(
+        "HardSigmoid",
+        [node.input[0]],
+        [gate],
+        names.new(node.name + "/gate"),
+        alpha=1 / 6,
+        beta=0.5,
+    )
+    product = onnx.helper.make_node("Mul", [node.input[0], gate], list(node.output), node.name)
+    return [sigmoid, product]
+
+
+def _is_spatial_mean(node: Any, graph: Index) -> bool:
+    import onnx
+
+    rank = graph.ranks.get(node.input[0])
+    axes = attribute(node, "axes", None)
+    if len(node.input) > 1 and node.input[1]:
+        tensor = graph.weights.get(node.input[1])
+        axes = None if tensor is None else onnx.numpy_helper.to_array(tensor).tolist()
+    if rank not in {3, 4, 5} or axes is None or node.input[0] not in graph.floats:
+        return False
+    return sorted(axis % rank for axis in axes) == list(range(2, rank))
+
+
+def _mean(node: Any, names: Names, onto: Any) -> list[Any]:
+    import onnx
+
+    if attribute(node, "keepdims", 1):
+        return [
+            onnx.helper.make_node(
+                "GlobalAveragePool", [node.input[0]], list(node.output), node.name
+            )
+        ]
+    pooled = names.new("p")
+    zero = names.new("flat")
+    onto.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1], np.int64), zero))
+    return [
+        onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name),
+        onnx.helper.make_node(
+            "Reshape", [pooled, zero], list(node.output), names.new(node.name + "/flat")
+        ),
+    ]

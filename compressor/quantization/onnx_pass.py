@@ -1,0 +1,152 @@
+"""From artifact to artifact for the ONNX side of `quantize_static`: checks, facts, files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from compressor.quantization.calibration import batches
+from compressor.quantization.onnx_static import Quantized, planned, quantize
+from compressor.quantization.placement import WEIGHTED
+from exporters._drop_in import require_drop_in
+from exporters._onnx_graph import STANDARD_DOMAINS, load_model, opset_of, save_model
+from exporters._onnx_opset import quantized_ops
+from exporters._schemes import ONNXRUNTIME
+from exporters.base import Context, Env, Keep, QuantScheme
+from runtimes.errors import BuildFailed, Refusal
+from runtimes.types import Artifact
+
+_KNOWN_DOMAINS = STANDARD_DOMAINS | {"com.microsoft"}
+
+
+def scheme_of(context: Context) -> QuantScheme:
+    """The target's scheme; in shared steps, that of ONNX Runtime."""
+    return context.scheme or ONNXRUNTIME
+
+
+def keep_of(context: Context, exclude: tuple[str, ...]) -> Keep:
+    """The recipe's keep with this step's own patterns."""
+    return replace(context.keep, float=(*context.keep.float, *exclude))
+
+
+def model_refusals(model: Any) -> list[Refusal]:
+    """What no quantization of ours takes: already quantized models, custom operators."""
+    done = quantized_ops(model)
+    if done:
+        why = f"the model is already quantized: it holds {', '.join(done)}"
+        return [Refusal("model", why, "hand in the float model it was made from")]
+    custom = [node for node in model.graph.node if node.domain not in _KNOWN_DOMAINS]
+    return [
+        Refusal(
+            node.name,
+            f"operator {node.domain}::{node.op_type} is custom: it cannot be calibrated",
+            "export the model without custom operators",
+        )
+        for node in custom
+    ]
+
+
+def static_refusals(source: Artifact, exclude: tuple[str, ...], context: Context) -> list[Refusal]:
+    """Reasons why `quantize_static` will not take an ONNX artifact."""
+    model = load_model(source.path)
+    found = model_refusals(model)
+    if found:
+        return found
+    if opset_of(model) < 13:
+        why = f"operator set {opset_of(model)}: scales per channel need 13"
+        return [Refusal("model", why, "export with operator set 13 or above")]
+    _, _, plan = planned(model, scheme_of(context), keep_of(context, exclude))
+    if plan.weights:
+        return []
+    why = "no layer can run in INT8"
+    reasons = [Refusal(name, reason) for name, reason in plan.reasons.items()]
+    fix = "use quantize_weights, which stores the weights of float layers in integers"
+    return [Refusal("model", why, fix), *reasons]
+
+
+def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
+    """Quantize, check that it is a smaller drop-in, and write it with its facts."""
+    model, samples = load_model(source.path), env.data["calibration"]
+    total = min(options.samples, len(samples))
+    made = quantize(
+        model,
+        scheme_of(env.context),
+        keep_of(env.context, options.exclude),
+        lambda: batches(samples, source.inputs, options.samples),
+        method=options.method,
+        bias_correction=options.bias_correction,
+        threads=env.context.threads,
+        told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
+    )
+    path = env.work / source.entry
+    save_model(made.model, path)
+    facts = {**source.facts, **_facts(source, made, options, scheme_of(env.context))}
+    artifact = Artifact.write(
+        env.work, source.format, source.entry, source.inputs, source.outputs, facts
+    )
+    require_smaller(source, artifact)
+    return require_drop_in(source, artifact)
+
+
+def require_smaller(source: Artifact, artifact: Artifact) -> None:
+    """Raise `BuildFailed` where quantizing made the files no smaller."""
+    if artifact.size_bytes < source.size_bytes:
+        return
+    raise BuildFailed(
+        "quantizing made the model no smaller",
+        where=source.entry,
+        expected=f"fewer than {source.size_bytes} bytes",
+        got=str(artifact.size_bytes),
+        fix="the weights are too small to pay for their scales: ship the float model",
+    )
+
+
+def _facts(
+    source: Artifact, made: Quantized, options: Any, scheme: QuantScheme
+) -> Mapping[str, Any]:
+    import onnxruntime
+
+    return {
+        "requested": requested(made),
+        "notes": [*source.facts.get("notes", []), *_notes(made)],
+        "quantization": {
+            "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
+            "method": options.method,
+            "samples": made.statistics.samples,
+            "weights": "int8 per channel" if scheme.weight_per_channel else "int8 per tensor",
+            "activations": "int8" if scheme.activation_signed else "uint8",
+            "reduce_range": scheme.reduce_range,
+        },
+    }
+
+
+def requested(made: Quantized) -> list[dict[str, str]]:
+    """What was asked for, per node, with the reason where it is float."""
+    rows = []
+    for name, op in made.ops.items():
+        if name in made.plan.reasons:
+            reason = made.plan.reasons[name]
+            rows.append({"layer": name, "op": op, "requested": "float32", "reason": reason})
+        elif name in made.plan.integer:
+            rows.append({"layer": name, "op": op, "requested": "int8", "reason": ""})
+    return rows
+
+
+def _notes(made: Quantized) -> list[str]:
+    weighted = [
+        n
+        for n in made.plan.reasons
+        if made.ops[n] in WEIGHTED | {"ConvTranspose", "GRU", "LSTM", "RNN"}
+    ]
+    if not weighted:
+        return [f"all {len(made.plan.weights)} layers with weights were asked to run in INT8"]
+    by_reason: dict[str, list[str]] = {}
+    for name in weighted:
+        by_reason.setdefault(made.plan.reasons[name], []).append(name)
+    return [f"kept float: {_some(names)} ({reason})" for reason, names in by_reason.items()]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

@@ -1,0 +1,208 @@
+"""Write a placement into an ONNX graph: Q/DQ pairs, integer weights, and nothing kept twice.
+
+Biases of convolutions stay float: ONNX Runtime turns them into 32-bit integers while it loads
+(verified with 1.31), so storing the scales of such integers as well would only cost bytes. It does not do so
+for Gemm, whose bias is stored as integers therefore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.quantization.calibration import Range
+from compressor.quantization.onnx_index import Index, Names
+from compressor.quantization.onnx_weights import attribute, output_axis, quantize_int8
+from compressor.quantization.placement import Placement
+from exporters._onnx_graph import drop_dead_weights, replace
+from exporters.base import QuantScheme
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scale and zero point of one activation."""
+
+    scale: np.float32
+    zero: np.integer[Any]
+
+
+def grid(bounds: Range, scheme: QuantScheme) -> Grid:
+    """The 8-bit grid over `bounds`, which is widened to hold 0 exactly."""
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    kind = np.int8 if scheme.activation_signed else np.uint8
+    bottom, top = int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+    if scheme.activation_symmetric:
+        peak = max(-low, high) or 1.0
+        middle = (bottom + top + 1) // 2
+        return Grid(np.float32(peak / (top - middle)), kind(middle))
+    scale = np.float32((high - low) / (top - bottom) or 1.0)
+    return Grid(scale, kind(np.clip(round(bottom - low / float(scale)), bottom, top)))
+
+
+class _Writer:
+    def __init__(self, graph: Any, scheme: QuantScheme) -> None:
+        self.graph, self.scheme = graph, scheme
+        self.names = Names(graph)
+        self.shared: dict[bytes, str] = {}
+        self.pairs: dict[str, tuple[str, str]] = {}
+        self.scales: dict[str, Any] = {}
+
+    def value(self, wanted: str, array: Any) -> str:
+        """Name of an initializer that holds `array`; equal scalars share one."""
+        import onnx
+
+        key = str(array.dtype).encode() + array.tobytes()
+        if array.ndim == 0 and key in self.shared:
+            return self.shared[key]
+        name = self.names.new(wanted)
+        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+        if array.ndim == 0:
+            self.shared[key] = name
+        return name
+
+    def pair(self, source: str, grid_: Grid, result: str | None = None) -> list[Any]:
+        """QuantizeLinear and DequantizeLinear nodes; the result is named `result` if given."""
+        import onnx
+
+        integers, out = self.names.new("q"), result or self.names.new("d")
+        scale, zero = (
+            self.value("s", np.asarray(grid_.scale)),
+            self.value("z", np.asarray(grid_.zero)),
+        )
+        self.pairs[source if result is None else result] = (integers, out)
+        return [
+            onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [integers]),
+            onnx.helper.make_node("DequantizeLinear", [integers, scale, zero], [out]),
+        ]
+
+
+def write_qdq(
+    model: Any, graph: Index, plan: Placement, ranges: Mapping[str, Range], scheme: QuantScheme
+) -> None:
+    """Change `model` (which `graph` indexes) in place as `plan` says.
+
+    Float weights of integer nodes are replaced by their 8-bit integers; nothing is kept twice.
+    """
+    writer = _Writer(model.graph, scheme)
+    fixed = {n.output[0]: _gate_grid(scheme) for n in model.graph.node if n.name in plan.gates}
+    own = {root: fixed.get(root) or grid(ranges[root], scheme) for root in plan.roots.values()}
+    grids = {name: own[root] for name, root in plan.roots.items()}
+    nodes: list[Any] = []
+    for name in plan.roots:
+        if name not in plan.made_here and name not in graph.producers:
+            nodes += writer.pair(name, grids[name])
+    dequantized: dict[tuple[str, int], str] = {}
+    sources = {node.name: node.input[0] for node in model.graph.node}
+    integer = set(plan.integer)
+    for node in model.graph.node:
+        before, after = _rewrite(node, writer, plan, grids, integer)
+        if node.name in plan.weights:
+            before += _weight(node, graph, writer, dequantized)
+            if node.op_type == "Gemm" and len(node.input) > 2:
+                before += _integer_bias(node, graph, writer, grids[sources[node.name]])
+        nodes += [*before, node, *after]
+    replace(model.graph.node, nodes)
+    drop_dead_weights(model.graph)
+
+
+def _rewrite(
+    node: Any, writer: _Writer, plan: Placement, grids: Mapping[str, Grid], integer: set[str]
+) -> tuple[list[Any], list[Any]]:
+    """Nodes to put before and after `node`, whose own inputs and outputs are renamed."""
+    before, after = [], []
+    if node.name in plan.gates:
+        before = _gate(node, writer, grids[node.input[0]])
+    elif node.name in integer:
+        for i, name in enumerate(node.input):
+            if name in writer.pairs:
+                node.input[i] = writer.pairs[name][1]
+    for i, name in enumerate(node.output):
+        if name not in plan.roots:
+            continue
+        if name in plan.made_here:
+            node.output[i] = writer.names.new("r")
+            after += writer.pair(node.output[i], grids[name], name)
+        else:
+            after += writer.pair(name, grids[name])
+    return before, after
+
+
+def _weight(
+    node: Any, graph: Index, writer: _Writer, dequantized: dict[tuple[str, int], str]
+) -> list[Any]:
+    """Point `node` to 8-bit weights; the nodes that dequantize them, unless that was done before."""
+    import onnx
+
+    tensor = graph.weights[node.input[1]]
+    axis = output_axis(node, len(tensor.dims))
+    if (tensor.name, axis) in dequantized:
+        node.input[1] = dequantized[tensor.name, axis]
+        return []
+    limit = 63 if writer.scheme.reduce_range else 127
+    per_channel = axis if writer.scheme.weight_per_channel else None
+    integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit)
+    inputs = [writer.value(tensor.name, integers), writer.value("ws", scale)]
+    if node.op_type == "Gemm":  # QGemm alone insists on a zero point
+        inputs.append(writer.value("wz", np.zeros(scale.shape, np.int8)))
+    made = writer.names.new("w")
+    dequantized[tensor.name, axis] = made
+    writer.scales[made] = scale
+    node.input[1] = made
+    more = {} if per_channel is None else {"axis": axis}
+    return [onnx.helper.make_node("DequantizeLinear", inputs, [made], **more)]
+
+
+def _integer_bias(node: Any, graph: Index, writer: _Writer, source: Grid) -> list[Any]:
+    """A bias in 32-bit integers at the scale of the products, where it is a constant row."""
+    import onnx
+
+    tensor = graph.weights.get(node.input[2]) or next(
+        (t for t in writer.graph.initializer if t.name == node.input[2]), None
+    )
+    if tensor is None or len(tensor.dims) != 1:
+        return []
+    scale = (source.scale * writer.scales[node.input[1]]).astype(np.float32)
+    bias = np.rint(onnx.numpy_helper.to_array(tensor) / scale.astype(np.float64))
+    integers = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32)
+    made = writer.names.new("b")
+    inputs = [writer.value(tensor.name, integers), writer.value("bs", scale)]
+    node.input[2] = made
+    more = {"axis": 0} if scale.ndim else {}
+    return [onnx.helper.make_node("DequantizeLinear", inputs, [made], **more)]
+
+
+def _gate_grid(scheme: QuantScheme) -> Grid:
+    kind = np.int8 if scheme.activation_signed else np.uint8
+    return Grid(np.float32(1 / 255), kind(np.iinfo(kind).min))
+
+
+def _gate(node: Any, writer: _Writer, source: Grid) -> list[Any]:
+    """Make a HardSigmoid, clip(alpha·x + beta, 0, 1), an integer Add in place.
+
+    The integers of x, read with alpha times their scale, plus the constant beta, written on a grid
+    of [0, 1], whose ends do the clipping. ONNX Runtime has QLinearAdd but no integer HardSigmoid.
+    """
+    import onnx
+
+    alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    top = np.iinfo(source.zero.dtype).max
+    integers = writer.pairs[node.input[0]][0]
+    zero = writer.value("z", np.asarray(source.zero))
+    scaled, shift = writer.names.new("g"), writer.names.new("g")
+    scale = writer.value("s", np.asarray(source.scale * np.float32(alpha)))
+    constant = writer.value("c", np.asarray(source.zero.dtype.type(top)))
+    parts = (
+        constant,
+        writer.value("s", np.asarray(np.float32(beta / int(top)))),
+        writer.value("z", np.asarray(source.zero.dtype.type(0))),
+    )
+    node.op_type = "Add"
+    del node.attribute[:]
+    node.input[:] = [scaled, shift]
+    return [
+        onnx.helper.make_node("DequantizeLinear", [integers, scale, zero], [scaled]),
+        onnx.helper.make_node("DequantizeLinear", parts, [shift]),
+    ]
