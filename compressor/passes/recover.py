@@ -1,0 +1,264 @@
+"""Train a compressed module back towards the original, without labels.
+
+Knowledge distillation from `env.reference`: the original's outputs on the training data are the
+only aim (Hinton et al., arXiv 1503.02531, 2015). They are computed once; training is deterministic
+for a given number of threads, keeps the weights that do best on a held-out part of the training
+data, and continues where it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from compressor.modules import load_module, reference_of, write_module
+from compressor.recovery import loop
+from compressor.recovery.teacher import make_teacher
+from compressor.torch_io import (
+    OutputKind,
+    batch_size,
+    call,
+    output_kinds,
+    tensors,
+    threads,
+)
+from exporters.base import Context, Env, Refusal, Samples
+from runtimes.errors import MissingTool, Unsupported, UsageError
+from runtimes.types import Artifact
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+REV = 1
+ACCEPTS = frozenset({"module"})
+PRODUCES = "module"
+NEEDS = frozenset({"training"})
+USES: frozenset[str] = frozenset()
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long and how.
+
+    Attributes:
+        epochs: passes over the training data (may be a fraction); 3 where nothing else is said.
+        minutes: instead of epochs, a budget on this machine; it becomes a number of steps.
+        steps: instead of both, the number of optimizer steps.
+        batch: samples a step.
+        lr: highest learning rate (AdamW, one cycle).
+        decay: weight decay.
+        temperature: of the divergence between class scores.
+        patience: epochs without improvement on the held-out samples before it stops.
+        held_out: fraction of the training data that only chooses the best weights.
+        precision: `auto` computes in bfloat16 where the processor multiplies it faster.
+    """
+
+    epochs: float = 0
+    minutes: float = 0
+    steps: int = 0
+    batch: int = 128
+    lr: float = 2e-3
+    decay: float = 1e-2
+    temperature: float = 2.0
+    patience: int = 5
+    held_out: float = 0.02
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+def tools() -> dict[str, str]:
+    """Torch and safetensors; MissingTool where one is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {name: version(name) for name in ("torch", "safetensors")}
+    except PackageNotFoundError as error:
+        raise MissingTool(
+            f"{error.name} is not installed",
+            where="recover",
+            fix="pip install 'edge-compressor[torch]'",
+        ) from error
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
+    """Formats that cannot be trained; budgets that contradict each other."""
+    found = []
+    if source.format not in ACCEPTS:
+        found.append(
+            Refusal(
+                source.format,
+                f"a model of format {source.format} cannot be trained",
+                "give the torch module (source: 'package.module:function' and weights)",
+            )
+        )
+    given = [n for n in ("epochs", "minutes", "steps") if getattr(options, n)]
+    if len(given) > 1:
+        found.append(Refusal("recover", f"{' and '.join(given)} are both set", "set one of them"))
+    for name in ("epochs", "minutes", "steps", "lr", "batch", "temperature"):
+        if getattr(options, name) < 0:
+            found.append(Refusal(f"recover.{name}", "is negative", "give a positive number"))
+    return found
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Distil the original into the module in `source`.
+
+    Raises `UsageError` where training changed nothing for the better, `BuildFailed` where it
+    diverged, `Unsupported` where the outputs hold nothing to train towards.
+    """
+    import torch
+
+    data = env.data["training"]
+    with threads(env.context.threads), torch.random.fork_rng():
+        task = _task(source, options, env, data)
+        schedule = _schedule(source, options, env, task)
+        state = loop.train(
+            task, schedule, env.checkpoint, lambda done, text: env.progress(0.2 + 0.8 * done, text)
+        )
+    if not state.best < state.start:
+        raise UsageError(
+            "training did not bring the module closer to the original",
+            where="recover",
+            expected=f"a held-out loss below {state.start:.4g}",
+            got=f"{min(state.history, default=state.start):.4g} at best",
+            fix="leave the step out, or train longer or with a lower lr",
+        )
+    factory, path = reference_of(source)
+    return write_module(
+        env.work, task.student, source.inputs, source.outputs,
+        factory=factory, search_path=path, facts=_facts(source, schedule, task, state),
+    )  # fmt: skip
+
+
+def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:
+    import torch
+
+    student = load_module(source, env.factory)
+    original = load_module(env.reference, env.factory).eval()
+    batch = tensors(
+        source.inputs, data.feeds(list(range(min(8, len(data))))[: _most(source, data)])
+    )
+    kinds = _kinds(student, original, batch, data)
+    env.progress(0.0, "the original's outputs on the training data")
+    teacher = make_teacher(
+        original, source.inputs, data, env.checkpoint,
+        lambda done: env.progress(0.2 * done, "the original's outputs on the training data"),
+    )  # fmt: skip
+    order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))
+    held = min(2000, max(1, round(options.held_out * len(data))))
+    if len(data) < 2:
+        raise UsageError("one training sample is too few", where="data.training")
+    student.to(memory_format=torch.channels_last)
+    return loop.Task(student, teacher, source.inputs, data, order[held:], order[:held], kinds)
+
+
+def _most(source: Artifact, data: Samples) -> int:
+    return batch_size(source.inputs, data, 8)
+
+
+def _kinds(
+    student: nn.Module, original: nn.Module, batch: Sequence[Tensor], data: Samples
+) -> list[OutputKind]:
+    import torch
+
+    with torch.no_grad():
+        wanted, found = call(original, batch), call(student, batch)
+    if [o.shape for o in wanted] != [o.shape for o in found]:
+        raise Unsupported(
+            f"outputs have the shapes {[tuple(o.shape) for o in found]}, the original's "
+            f"{[tuple(o.shape) for o in wanted]}",
+            where="recover",
+        )
+    kinds = output_kinds(wanted, data.labels)
+    if all(kind == "other" for kind in kinds):
+        raise Unsupported("no output holds floats to train towards", where="recover")
+    return kinds
+
+
+# --------------------------------------------------------------------------------- schedule
+
+
+def _schedule(source: Artifact, options: Options, env: Env, task: loop.Task) -> loop.Schedule:
+    """Decided once: a restart reads what the killed run wrote."""
+    kept = env.checkpoint / PLAN
+    if kept.is_file():
+        return loop.Schedule(**json.loads(kept.read_text(encoding="utf-8")))
+    batch = min(batch_size(source.inputs, task.data, options.batch), len(task.train))
+    made = loop.Schedule(
+        steps=1, batch=batch, peak=options.lr, decay=options.decay, patience=options.patience,
+        temperature=options.temperature, seed=env.context.seed,
+        bfloat16=_bfloat16(options.precision),
+    )  # fmt: skip
+    made = loop.Schedule(**{**asdict(made), "steps": _steps(options, made, env, task)})
+    temporary = kept.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
+    os.replace(temporary, kept)  # noqa: PTH105 - atomic
+    return made
+
+
+def _steps(options: Options, schedule: loop.Schedule, env: Env, task: loop.Task) -> int:
+    if options.steps:
+        return options.steps
+    if options.minutes:
+        return max(1, int(options.minutes * 60 / _seconds_a_step(schedule, env, task)))
+    per_epoch = max(1, len(task.train) // schedule.batch)
+    return max(1, round((options.epochs or 3) * per_epoch))
+
+
+def _seconds_a_step(schedule: loop.Schedule, env: Env, task: loop.Task) -> float:
+    """The pace of a dozen steps whose results are thrown away; the first two do not count."""
+    import copy
+
+    trial = loop.Task(**{**vars(task), "student": copy.deepcopy(task.student)})
+    seconds = []
+    for steps in (2, 12):
+        folder = env.scratch / f"pace{steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        loop.train(trial, loop.Schedule(**{**asdict(schedule), "steps": steps}), folder, _silent)
+        seconds.append(time.monotonic() - began)
+    return max(1e-4, (seconds[1] - seconds[0]) / 10)
+
+
+def _silent(done: float, message: str) -> None:
+    """No progress for what is thrown away."""
+
+
+def _bfloat16(precision: str) -> bool:
+    import torch
+
+    if precision == "auto":
+        return (
+            bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            and torch.cpu._is_amx_tile_supported()
+        )
+    return precision == "bfloat16"
+
+
+def _facts(
+    source: Artifact, schedule: loop.Schedule, task: loop.Task, state: loop.State
+) -> dict[str, Any]:
+    epochs = state.step * schedule.batch / max(1, len(task.train))
+    told = (
+        f"recovered without labels in {state.step} steps ({epochs:.1f} epochs): distance to the "
+        f"original on {len(task.held_out)} held-out training samples {state.start:.4g} → "
+        f"{state.best:.4g}"
+    )
+    return {
+        **source.facts,
+        "recover": {
+            "steps": schedule.steps,
+            "steps_done": state.step,
+            "best_step": state.best_step,
+            "held_out": [state.start, *state.history],
+            "kinds": list(task.kinds),
+            "precision": "bfloat16" if schedule.bfloat16 else "float32",
+        },
+        "notes": [*source.facts.get("notes", []), told],
+    }

@@ -1,0 +1,1 @@
+"""Training a compressed module back towards the original: teacher outputs, losses, the loop."""
