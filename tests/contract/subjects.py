@@ -33,7 +33,7 @@ FACTORY = "tests.torch_models:tiny_resnet"
 PREFERRED = ("onnx", "module", "onnxruntime", "openvino", "exported")
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}},
-    "recover": {"epochs": 1},
+    "recover": {"epochs": 8},
 }
 BEFORE: dict[str, tuple[str, ...]] = {"recover": ("prune_channels",)}
 MAKES = {"openvino": ("to_openvino",), "onnxruntime": ("to_onnxruntime",)}
