@@ -33,7 +33,7 @@ def read_arrays(path: Path) -> Dict[str, np.ndarray[Any, Any]]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise UsageError("no such file", where=str(path)) from error
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise UsageError(
             f"not a readable .npz file: {error}",
             where=str(path),

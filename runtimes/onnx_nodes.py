@@ -16,6 +16,11 @@ from runtimes.base import LayerPrecision
 
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_quant|_fused|_transposed|_nhwc|_weights?_prepacked)$")
 _GLUE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "Identity", "Cast"})
+_OPENVINO_OPS = {
+    "Convolution": ("Conv",),
+    "Deconvolution": ("ConvTranspose",),
+    "FullyConnected": ("Gemm", "MatMul"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Node:
 
 def read_nodes(path: Path) -> List[Node]:
     """The nodes of a model file's main graph; empty where the file is no readable ONNX model."""
+    if path.suffix != ".onnx":
+        return []
     try:
         graphs = [body for number, body in _fields(path.read_bytes()) if number == 7]
         return [_node(body) for g in graphs for number, body in _fields(_bytes(g)) if number == 1]
@@ -45,10 +52,22 @@ def merge_layers(layers: Sequence[LayerPrecision], nodes: Sequence[Node]) -> Lis
     fused: List[List[str]] = []
     for layer, anchor in zip(layers, anchors):
         fused.append(graph.upstream(anchor, layer.op, taken) if anchor else [])
-    for names, anchor in zip(fused, anchors):
+    # last first: a sum of two branches runs inside the branch that is computed later
+    for names, anchor in reversed(list(zip(fused, anchors))):
         if anchor:
             names.extend(graph.downstream(anchor, taken))
     return [_renamed(layer, names) for layer, names in zip(layers, fused)]
+
+
+def add_folded(layers: Sequence[LayerPrecision], nodes: Sequence[Node]) -> List[LayerPrecision]:
+    """`layers` whose own names are right but lack the node that computes.
+
+    An engine that folds a batch-norm into the convolution before it may call both by the
+    batch-norm's name.
+    """
+    graph = _Graph(nodes)
+    taken = {name for layer in layers for name in layer.layers}
+    return [graph.with_folded(layer, taken) for layer in layers]
 
 
 def _renamed(layer: LayerPrecision, names: List[str]) -> LayerPrecision:
@@ -90,6 +109,14 @@ class _Graph:
         taken.update(n.name for n in path)
         return [n.name for n in reversed(path) if n.op not in _GLUE or n is anchor]
 
+    def with_folded(self, layer: LayerPrecision, taken: Set[str]) -> LayerPrecision:
+        """The layer with the node of its op in front, where only later nodes are named."""
+        known = [self.by_name[name] for name in layer.layers if name in self.by_name]
+        if not known or any(_same_op(node.op, layer.op) for node in known):
+            return layer
+        path = self.upstream(known[0], layer.op, taken)
+        return _renamed(layer, [*path[:-1], *(name for name in layer.layers)])
+
     def downstream(self, anchor: Node, taken: Set[str]) -> Iterator[str]:
         """Nodes after `anchor` that no kernel is named after: they run inside it."""
         readers = [node for t in anchor.outputs for node in self.readers.get(t, [])]
@@ -102,8 +129,8 @@ class _Graph:
 
 
 def _same_op(source: str, engine: str) -> bool:
-    """Whether an engine's op (`QLinearConv`, `FusedConv`, `QGemm`) computes the source's op."""
-    return engine == source or engine.endswith(source)
+    """Whether an engine's op (`QLinearConv`, `QGemm`, `Convolution`) computes the source's op."""
+    return engine.endswith(source) or source in _OPENVINO_OPS.get(engine, ())
 
 
 def _node(data: Union[bytes, int]) -> Node:

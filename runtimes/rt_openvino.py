@@ -7,6 +7,7 @@ Nothing here reports home: OpenVINO's telemetry lives in its converter, which is
 
 from __future__ import annotations
 
+import re
 from importlib import util
 from types import TracebackType
 from typing import Any, Dict, List, Optional, Tuple, Type
@@ -15,6 +16,7 @@ import numpy as np
 
 from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable
+from runtimes.onnx_nodes import Node, add_folded, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
 FORMATS = frozenset({"openvino", "onnx"})
@@ -24,8 +26,14 @@ _PRECISIONS = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "int8", "i8": "int8",
     "u4": "int4", "i4": "int4", "i32": "int32", "i64": "int64", "boolean": "bool",
 }  # fmt: skip
+# 2026.4 on CPUs with AMX: convolutions whose activations have a zero point fail beside bf16
+_NO_KERNEL_FIX = (
+    "quantize activations symmetrically (zero point 0), or set INFERENCE_PRECISION_HINT=f32"
+)
 _NOT_LAYERS = frozenset({"Input", "Output", "Const"})
-_ADDED = ("/WithoutBiases", "/fq_output_0", "/fq_input_0")
+_ADDED = re.compile(r"(/WithoutBiases|/fq_(in|out)put_\d+|/Dequantization[A-Za-z]+|_original)+$")
+
+_MADE_UP = re.compile(r"(Multiply|Convolution|GroupConvolution|Constant|Convert|Subtract)_\d+")
 
 
 def missing() -> Optional[str]:
@@ -115,8 +123,17 @@ def layer_precisions(
     for _ in range(_PROFILED_RUNS):
         call()
     nodes = compiled.get_runtime_model().get_ordered_ops()
-    layers = [_layer(node.get_friendly_name(), _facts(node)) for node in nodes]
-    return [layer for layer in layers if layer.op not in _NOT_LAYERS]
+    source = read_nodes(artifact.path)
+    renamed = _output_nodes(artifact, source)
+    layers = [_layer(node.get_friendly_name(), _facts(node), renamed) for node in nodes]
+    return add_folded([layer for layer in layers if layer.op not in _NOT_LAYERS], source)
+
+
+def _output_nodes(artifact: Artifact, source: List[Node]) -> Dict[str, str]:
+    """Output tensor → source node: OpenVINO names the last node of a model after its output."""
+    made = {out: n.name for n in source for out in n.outputs if n.name}
+    made.update(artifact.facts.get("output_nodes", {}))
+    return {name: made[name] for name in (spec.name for spec in artifact.outputs) if name in made}
 
 
 def _engine() -> Any:
@@ -146,7 +163,9 @@ def _compile(artifact: Artifact, threads: int, device: str, more: Dict[str, Any]
         return core.compile_model(core.read_model(str(artifact.path)), device, config)
     except RuntimeError as error:
         raise BadArtifact(
-            f"OpenVINO cannot compile it: {_last_line(error)}", where=str(artifact.path)
+            f"OpenVINO cannot compile it: {_last_line(error)}",
+            where=str(artifact.path),
+            fix=_NO_KERNEL_FIX if "No suitable implementations" in str(error) else "",
         ) from error
 
 
@@ -185,9 +204,10 @@ def _facts(node: Any) -> Dict[str, str]:
     return {key: str(getattr(info[key], "value", info[key])) for key in info}
 
 
-def _layer(name: str, facts: Dict[str, str]) -> LayerPrecision:
+def _layer(name: str, facts: Dict[str, str], renamed: Dict[str, str]) -> LayerPrecision:
     sources = [_source_name(part) for part in facts.get("originalLayersNames", "").split(",")]
-    layers = tuple(dict.fromkeys(part for part in sources if part))
+    named = [renamed.get(part, part) for part in sources if part and not _MADE_UP.match(part)]
+    layers = tuple(dict.fromkeys(named))
     micros = facts.get("execTimeMcs", "")
     precision = facts.get("runtimePrecision", "unknown")
     return LayerPrecision(
@@ -200,11 +220,8 @@ def _layer(name: str, facts: Dict[str, str]) -> LayerPrecision:
 
 
 def _source_name(name: str) -> str:
-    """The source node's name without what OpenVINO's frontend and NNCF append to it."""
-    name = name.strip()
-    for suffix in _ADDED:
-        name = name[: -len(suffix)] if name.endswith(suffix) else name
-    return name
+    """The source node's name without what OpenVINO's frontend and passes and NNCF append."""
+    return _ADDED.sub("", name.strip())
 
 
 def _last_line(error: BaseException) -> str:

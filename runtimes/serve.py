@@ -31,7 +31,7 @@ from runtimes.errors import CompressError, UsageError
 from runtimes.timing import Stopwatch, TimingPlan, clock_overhead_ns, timed
 from runtimes.types import Artifact
 
-MARK = "\x1eec1 "
+MARK = "@runtimes1 "
 
 
 def private_streams() -> Tuple[TextIO, TextIO]:
