@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.source_kinds import missing_file
-from exporters._onnx_dims import fix_dims, fixed_sizes, inferred_outputs, name_free_dims
+from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs, name_free_dims
 from exporters._onnx_graph import (
     OPSET,
     all_nodes,
@@ -234,14 +234,8 @@ def _declare(value: Any, shape: list[Any], path: Path) -> None:
 def _narrow(model: Any, shapes: Shapes) -> None:
     sizes = fixed_sizes(shapes)
     fix_dims(model, sizes)
-    inferred = {value.name: value for value in inferred_outputs(model)}
-    for value in model.graph.output:
-        shape = value.type.tensor_type.shape
-        known = inferred.get(value.name)
-        if known is not None and (sizes or not shape.dim):
-            found = known.type.tensor_type
-            if found.HasField("shape") and all(d.dim_param or d.dim_value for d in found.shape.dim):
-                shape.CopyFrom(found.shape)
+    if sizes:
+        infer_fixed_outputs(model)
 
 
 def _validate(model: Any, path: Path) -> None:

@@ -91,6 +91,18 @@ def fix_dims(model: Any, sizes: Mapping[str, int]) -> None:
                     dim.dim_value = sizes[dim.dim_param]
 
 
+def infer_fixed_outputs(model: Any) -> None:
+    """Make output dimensions static that follow from static inputs, in place."""
+    inferred = {value.name: value for value in inferred_outputs(model)}
+    for value in model.graph.output:
+        known = inferred.get(value.name)
+        if known is None or len(_dims(known)) != len(_dims(value)):
+            continue
+        for dim, found in zip(_dims(value), _dims(known), strict=True):
+            if dim.dim_param and found.dim_value > 0:
+                dim.dim_value = found.dim_value
+
+
 def fix_specs(found: Sequence[TensorSpec], sizes: Mapping[str, int]) -> tuple[TensorSpec, ...]:
     """The specs with the named free dimensions made static."""
     return tuple(

@@ -84,6 +84,18 @@ def reads(node: Any) -> Iterator[str]:
         yield from (value.name for value in inner.output if value.name not in own)
 
 
+def rename_reads(graph: Any, renamed: dict[str, str]) -> None:
+    """Let every node read the new names, in place; names a subgraph defines itself stay."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in renamed:
+                node.input[i] = renamed[name]
+        for inner in subgraphs(node):
+            own = {tensor.name for tensor in inner.initializer}
+            own |= {name for other in inner.node for name in other.output}
+            rename_reads(inner, {k: v for k, v in renamed.items() if k not in own})
+
+
 def normalise(model: Any) -> tuple[Any, list[str]]:
     """A copy of `model` in normal form, and a note for everything a user may want to know."""
     import onnx

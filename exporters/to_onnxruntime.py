@@ -1,0 +1,148 @@
+"""Step and target `onnxruntime`: the source's own graph, cleaned of what slows an engine down.
+
+The file is ours, not one that ONNX Runtime serialised (that one writes folded float weights back
+and fits one machine). Batch norms are folded, dead and idle nodes dropped, nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exporters import _schemes
+from exporters._check import Error, compare, onnx_session, ort_errors, run_onnx, sizes_to_try
+from exporters._drop_in import require_drop_in
+from exporters._onnx_cleanup import clean
+from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
+from exporters._onnx_graph import load_model, normalise, opset_of, save_model, specs
+from exporters._onnx_support import unsupported_by_onnxruntime
+from exporters.base import (
+    Context,
+    Env,
+    QuantScheme,
+    Refusal,
+    Rung,
+    StepSpec,
+    Target,
+    example_feeds,
+)
+from runtimes.errors import BuildFailed, MissingTool
+from runtimes.types import Artifact
+
+REV = 1
+ACCEPTS = frozenset({"onnx"})
+PRODUCES = "onnxruntime"
+NEEDS: frozenset[str] = frozenset()
+USES: frozenset[str] = frozenset()
+
+_TWIN = StepSpec("to_onnxruntime")
+
+TARGET = Target(
+    name="onnxruntime",
+    runtime="onnxruntime",
+    formats=frozenset({"onnxruntime"}),
+    twin=(_TWIN,),
+    ladder=(
+        Rung(
+            "int8-w4",
+            (_TWIN, StepSpec("quantize_static"), StepSpec("quantize_weights", {"bits": 4})),
+        ),
+        Rung("int8", (_TWIN, StepSpec("quantize_static"))),
+        Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
+        Rung("half", (_TWIN, StepSpec("cast_half"))),
+    ),
+    scheme=_schemes.ONNXRUNTIME,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far the result may be from the source.
+
+    Attributes:
+        tolerance: largest difference, relative to an output's largest magnitude.
+    """
+
+    tolerance: float = 1e-4
+
+
+def scheme_for(flags: Collection[str]) -> QuantScheme:
+    """The scheme for a CPU with these feature flags (as /proc/cpuinfo names them).
+
+    An x86 without VNNI adds pairs of u8×s8 products in 16 bits, which saturate: its weights are
+    kept in 7 bits. ARM and VNNI need not.
+    """
+    vnni = {"avx512_vnni", "avx_vnni", "avx10_1"} & set(flags)
+    x86 = bool({"sse2", "avx2", "lm"} & set(flags))
+    return replace(_schemes.ONNXRUNTIME, reduce_range=x86 and not vnni)
+
+
+def tools() -> dict[str, str]:
+    """Versions of onnx and onnxruntime."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {name: version(name) for name in ("onnx", "onnxruntime")}
+    except PackageNotFoundError as error:
+        raise MissingTool(
+            f"{error.name} is not installed", where="to_onnxruntime", fix="pip install onnxruntime"
+        ) from error
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Nodes that ONNX Runtime's CPU provider does not have."""
+    del options, context
+    return unsupported_by_onnxruntime(source) if source.format == "onnx" else []
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Clean the graph, fix the dimensions `shape` names, check it, write `model.onnx`.
+
+    Raises `BuildFailed` where ONNX Runtime refuses the model or its results change.
+    """
+    sizes = fixed_sizes(env.context.shapes)
+    model = load_model(source.path)
+    fix_dims(model, sizes)
+    if sizes:
+        infer_fixed_outputs(model)
+    counts = clean(model)
+    model, _ = normalise(model)
+    save_model(model, env.work / "model.onnx")
+    made = Artifact.write(
+        env.work, "onnxruntime", "model.onnx", *specs(model), _facts(source, model, counts)
+    )
+    error = _check(source, made, options, env)
+    facts = {**made.facts, "check": error.to_json()}
+    made = Artifact.write(env.work, made.format, made.entry, made.inputs, made.outputs, facts)
+    return require_drop_in(source, made, sizes)
+
+
+def _facts(source: Artifact, model: Any, counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        **source.facts,
+        "opset": opset_of(model),
+        "notes": [f"{number} {what}" for what, number in counts.items()],
+    }
+
+
+def _check(source: Artifact, made: Artifact, options: Options, env: Env) -> Error:
+    """The largest difference from the source, at the example sizes and at others it accepts."""
+    try:
+        before = onnx_session(source.path, env.context.threads)
+        after = onnx_session(made.path, env.context.threads)
+    except ort_errors() as error:
+        raise BuildFailed(
+            f"ONNX Runtime cannot load the model: {error}", where="to_onnxruntime"
+        ) from error
+    dims = {**source.facts.get("dims", {}), **env.context.dims}
+    worst = Error()
+    for number, sizes in enumerate(sizes_to_try(made.inputs, dims)):
+        feeds = example_feeds(made.inputs, sizes, env.context.seed + number)
+        try:
+            want = run_onnx(before, feeds)
+        except ort_errors():
+            continue  # the model itself does not take these sizes
+        where = "to_onnxruntime, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
+        worst = worst.worst(compare(want, run_onnx(after, feeds), options.tolerance, where))
+    return worst

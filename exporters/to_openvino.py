@@ -1,0 +1,248 @@
+"""Step and target `openvino`: ONNX → OpenVINO IR, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from exporters import _schemes
+from exporters._check import Error, compare, onnx_session, ort_errors, run_onnx, sizes_to_try
+from exporters._drop_in import require_drop_in
+from exporters._onnx_cleanup import clean
+from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
+from exporters._onnx_graph import load_model, normalise, save_model, specs
+from exporters._onnx_support import openvino_lines, unsupported_by_openvino
+from exporters._openvino_ir import marked, read_metadata, read_onnx, save_ir
+from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, example_feeds
+from runtimes.errors import BuildFailed, MissingTool
+from runtimes.types import Artifact, TensorSpec
+
+REV = 1
+ACCEPTS = frozenset({"onnx"})
+PRODUCES = "openvino"
+NEEDS: frozenset[str] = frozenset()
+USES: frozenset[str] = frozenset()
+
+_TWIN = StepSpec("to_openvino")
+_MARK = "onnx:"
+
+TARGET = Target(
+    name="openvino",
+    runtime="openvino",
+    formats=frozenset({"openvino"}),
+    twin=(_TWIN,),
+    ladder=(
+        Rung(
+            "int8-w4",
+            (_TWIN, StepSpec("quantize_static"), StepSpec("quantize_weights", {"bits": 4})),
+        ),
+        Rung("int8", (_TWIN, StepSpec("quantize_static"))),
+        Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
+        Rung("half", (StepSpec("to_openvino", {"precision": "f16"}),)),
+    ),
+    scheme=_schemes.OPENVINO,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the IR is written.
+
+    Attributes:
+        precision: of the stored weights, `f32` or `f16` (the CPU still computes in its default).
+        tolerance: largest difference from the source, relative to an output's largest magnitude;
+            None means 1e-3 for f32 and 3e-2 for f16.
+    """
+
+    precision: Literal["f32", "f16"] = "f32"
+    tolerance: float | None = None
+
+
+def tools() -> dict[str, str]:
+    """OpenVINO's version; `MissingTool` naming the extra."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {"openvino": version("openvino"), "onnx": version("onnx")}
+    except PackageNotFoundError as error:
+        raise MissingTool(
+            f"{error.name} is not installed",
+            where="to_openvino",
+            fix="pip install edge-compressor[openvino]",
+        ) from error
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Nodes that OpenVINO cannot convert; nothing where it is not installed."""
+    from importlib.util import find_spec
+
+    del options, context
+    if source.format != "onnx" or find_spec("openvino") is None:
+        return []
+    return unsupported_by_openvino(source)
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Convert, set the bounds that `shape` names, write `model.xml` and `.bin`, check them.
+
+    Raises `BuildFailed` where OpenVINO cannot convert or compile the model, or computes something
+    else than the source.
+    """
+    sizes = fixed_sizes(env.context.shapes)
+    proto = load_model(source.path)
+    fix_dims(proto, sizes)
+    if sizes:
+        infer_fixed_outputs(proto)
+    clean(proto)
+    proto, _ = normalise(proto)
+    inputs, outputs = specs(proto)
+    model = _convert(proto, env.scratch / "marked.onnx")
+    _bound(model, inputs, env.context.shapes)
+    metadata = dict(source.facts.get("metadata") or {})
+    half = options.precision == "f16"
+    path = env.work / "model.xml"
+    save_ir(model, path, given=(), prefix=_MARK, half=half, metadata=metadata)
+    del model
+    error, notes = _check(source, path, inputs, options, env)
+    facts = _facts(source, path, error, notes, options)
+    made = Artifact.write(env.work, "openvino", "model.xml", inputs, outputs, facts)
+    return require_drop_in(source, made, sizes)
+
+
+def _convert(proto: Any, path: Path) -> Any:
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    del copy.metadata_props[:]
+    marked(copy, _MARK)
+    save_model(copy, path)
+    try:
+        return read_onnx(path)
+    except RuntimeError as error:
+        text = openvino_lines(str(error)).replace(_MARK, "")
+        raise BuildFailed(
+            f"OpenVINO cannot convert the model: {text}", where="to_openvino"
+        ) from error
+    finally:
+        path.unlink()
+
+
+def _bound(
+    model: Any, inputs: tuple[TensorSpec, ...], shapes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give free dimensions the range `shape` allows, so that a device can plan for it."""
+    import openvino
+
+    ranges = {
+        name: (bounds[0], bounds[-1])
+        for dims in shapes.values()
+        for name, bounds in dims.items()
+        if not isinstance(bounds, int) and bounds[0] != bounds[-1]
+    }
+    if not any(dim in ranges for spec in inputs for dim in spec.shape):
+        return
+    wanted = {}
+    for spec in inputs:
+        dims = [
+            openvino.Dimension(*ranges[d]) if d in ranges
+            else openvino.Dimension(d if isinstance(d, int) else -1)
+            for d in spec.shape
+        ]  # fmt: skip
+        wanted[spec.name] = openvino.PartialShape(dims)
+    try:
+        model.reshape(wanted)
+    except RuntimeError as error:
+        raise BuildFailed(
+            f"the model does not take these shapes: {openvino_lines(str(error))}",
+            where="to_openvino, shape",
+        ) from error
+
+
+def _check(
+    source: Artifact, path: Path, inputs: tuple[TensorSpec, ...], options: Options, env: Env
+) -> tuple[Error, list[str]]:
+    """The largest difference from the source in ONNX Runtime, at sizes that it accepts."""
+    compiled = compile_for_check(path, env.context.threads)
+    dims = {**source.facts.get("dims", {}), **env.context.dims}
+    tolerance = options.tolerance or (3e-2 if options.precision == "f16" else 1e-3)
+    if source.facts.get("quantized"):
+        tolerance = float("inf")  # rounding differs by a step between engines: told, not judged
+    try:
+        session = onnx_session(source.path, env.context.threads)
+    except ort_errors() as error:
+        return Error(), [f"not checked: ONNX Runtime cannot load the source ({error})"]
+    worst, checked = Error(), 0
+    for number, sizes in enumerate(sizes_to_try(inputs, _allowed(dims, env.context.shapes))):
+        feeds = example_feeds(inputs, sizes, env.context.seed + number)
+        if not _within(sizes, env.context.shapes):
+            continue
+        try:
+            want = run_onnx(session, feeds)
+        except ort_errors():
+            continue  # the model itself does not take these sizes
+        where = "to_openvino, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
+        worst = worst.worst(compare(want, _run(compiled, feeds, where), tolerance, where))
+        checked += 1
+    notes = [] if checked else ["not checked: the source takes none of the example shapes"]
+    return worst, notes
+
+
+def _allowed(dims: Mapping[str, int], shapes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    typical = {
+        name: bounds[len(bounds) // 2]
+        for given in shapes.values()
+        for name, bounds in given.items()
+        if not isinstance(bounds, int)
+    }
+    return {**dims, **typical}
+
+
+def _within(sizes: Mapping[str, int], shapes: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all(
+        bounds[0] <= sizes[name] <= bounds[-1]
+        for given in shapes.values()
+        for name, bounds in given.items()
+        if name in sizes and not isinstance(bounds, int)
+    )
+
+
+def compile_for_check(path: Path, threads: int) -> Any:
+    """The IR compiled in float32 on the CPU; `BuildFailed` with OpenVINO's last lines."""
+    import openvino
+
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    core = openvino.Core()
+    try:
+        return core.compile_model(core.read_model(str(path)), "CPU", config)
+    except RuntimeError as error:
+        raise BuildFailed(
+            f"OpenVINO cannot compile the model: {openvino_lines(str(error))}", where="to_openvino"
+        ) from error
+
+
+def _run(compiled: Any, feeds: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        results = compiled(dict(feeds))
+    except RuntimeError as error:
+        raise BuildFailed(
+            f"OpenVINO fails where the source runs: {openvino_lines(str(error))}", where=where
+        ) from error
+    return {name: results[port] for port in compiled.outputs for name in port.get_names()}
+
+
+def _facts(
+    source: Artifact, path: Path, error: Error, notes: list[str], options: Options
+) -> dict[str, Any]:
+    return {
+        **source.facts,
+        "container": "ir",
+        "precision": options.precision,
+        "check": error.to_json(),
+        "metadata": read_metadata(path),
+        "notes": notes,
+    }
