@@ -57,6 +57,16 @@ class Options:
     multiple: int = 0
     samples: int = 1024
 
+    def __post_init__(self) -> None:
+        parse_budget(self.keep)
+        if not 0 <= self.floor < 1 or self.multiple < 0 or self.samples < 1:
+            raise UsageError(
+                "out of range",
+                where="prune_channels",
+                expected="0 <= floor < 1, multiple >= 0, samples >= 1",
+                got=f"floor {self.floor}, multiple {self.multiple}, samples {self.samples}",
+            )
+
 
 def tools() -> dict[str, str]:
     """torch, torch-pruning and safetensors; MissingTool where one is not installed."""
@@ -73,20 +83,16 @@ def tools() -> dict[str, str]:
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
-    """Formats that hold no module; options that make no sense. Layers are looked at in `run`."""
-    found = []
-    if source.format not in ACCEPTS:
-        found.append(
-            Refusal(
-                source.format,
-                f"channels of {_article(source.format)} model cannot be removed",
-                "give the torch module (source: 'package.module:function' and weights)",
-            )
+    """Formats that hold no module. Layers are looked at in `run`, once the module is there."""
+    if source.format in ACCEPTS:
+        return []
+    return [
+        Refusal(
+            source.format,
+            f"channels of {_article(source.format)} model cannot be removed",
+            "give the torch module (source: 'package.module:function' and weights)",
         )
-    if not 0 <= options.floor < 1:
-        found.append(Refusal("floor", f"{options.floor} is not a fraction", "0 <= floor < 1"))
-    parse_budget(options.keep)
-    return found
+    ]
 
 
 def _article(name: str) -> str:

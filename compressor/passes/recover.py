@@ -71,6 +71,25 @@ class Options:
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    def __post_init__(self) -> None:
+        given = [n for n in ("epochs", "minutes", "steps") if getattr(self, n)]
+        if len(given) > 1:
+            what = f"{' and '.join(given)} are both set"
+            raise UsageError(what, where="recover", fix="set one of them")
+        least = {"epochs": 0, "minutes": 0, "steps": 0, "decay": 0, "batch": 1, "patience": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise _out_of_range(name, f"at least {low}", getattr(self, name))
+        for name in ("lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise _out_of_range(name, "above 0", getattr(self, name))
+        if not 0 < self.held_out < 1:
+            raise _out_of_range("held_out", "between 0 and 1", self.held_out)
+
+
+def _out_of_range(name: str, expected: str, got: float) -> UsageError:
+    return UsageError("out of range", where=f"recover.{name}", expected=expected, got=str(got))
+
 
 def tools() -> dict[str, str]:
     """Torch and safetensors; MissingTool where one is not installed."""
@@ -87,23 +106,16 @@ def tools() -> dict[str, str]:
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
-    """Formats that cannot be trained; budgets that contradict each other."""
-    found = []
-    if source.format not in ACCEPTS:
-        found.append(
-            Refusal(
-                source.format,
-                f"a model of format {source.format} cannot be trained",
-                "give the torch module (source: 'package.module:function' and weights)",
-            )
+    """Formats that cannot be trained."""
+    if source.format in ACCEPTS:
+        return []
+    return [
+        Refusal(
+            source.format,
+            f"a model of format {source.format} cannot be trained",
+            "give the torch module (source: 'package.module:function' and weights)",
         )
-    given = [n for n in ("epochs", "minutes", "steps") if getattr(options, n)]
-    if len(given) > 1:
-        found.append(Refusal("recover", f"{' and '.join(given)} are both set", "set one of them"))
-    for name in ("epochs", "minutes", "steps", "lr", "batch", "temperature"):
-        if getattr(options, name) < 0:
-            found.append(Refusal(f"recover.{name}", "is negative", "give a positive number"))
-    return found
+    ]
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:

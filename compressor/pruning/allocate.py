@@ -16,6 +16,7 @@ from compressor.pruning.costs import CostModel
 from compressor.pruning.graph import ChannelGroup, spread
 
 TOLERANCE = 0.02
+_AIM = 0.9 * TOLERANCE  # the model may differ a little from what is counted afterwards
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ def allocate(
 ) -> Allocation | None:
     """Rungs that bring `cost` within `TOLERANCE` of `budget`; None where steps are too coarse."""
     state = Allocation(ladders, cost)
-    while (price := state.price()) > budget * (1 + TOLERANCE / 2):
+    while (price := state.price()) > budget * (1 + _AIM):
         moves = _moves(state, price, priority)
         if not moves:
             return None
         _, i, rung = min(moves)
         state.rungs[i] = rung
-    if state.price() >= budget * (1 - TOLERANCE / 2):
+    if state.price() >= budget * (1 - _AIM):
         return state
     return _nudge(state, budget)
 
@@ -125,15 +126,15 @@ def _moves(state: Allocation, price: float, priority: Priority) -> list[tuple[fl
 
 
 def _nudge(state: Allocation, budget: float) -> Allocation | None:
-    """The last step went too far: give back one chunk, or swap two, at the least saliency."""
-    up = [{i: r - 1} for i, r in enumerate(state.rungs) if r > 0]
+    """The last step went too far: give back chunks, or swap some, at the least saliency."""
+    up = [{i: r - d} for i, r in enumerate(state.rungs) for d in (1, 2) if r >= d]
     lengths = [len(one.counts) for one in state.ladders]
-    down = [{i: r + 1} for i, r in enumerate(state.rungs) if r + 1 < lengths[i]]
+    down = [{i: r + d} for i, r in enumerate(state.rungs) for d in (1, 2) if r + d < lengths[i]]
     changes = [*up, *[{**a, **b} for a in up for b in down if a.keys() != b.keys()]]
     fitting = [
         (_loss(state, change), sorted(change.items()))
         for change in changes
-        if abs(state.price(change) - budget) <= TOLERANCE / 2 * budget
+        if abs(state.price(change) - budget) <= _AIM * budget
     ]
     if not fitting:
         return None

@@ -1,0 +1,183 @@
+"""`recover`: closer to the original without labels, the same after a kill, honest when it fails."""
+# ruff: noqa: E402
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+pytest.importorskip("torch_pruning", reason="needs the torch extra")
+
+from compressor.modules import load_module
+from compressor.passes import prune_channels, recover
+from compressor.passes.recover import Options
+from compressor.recovery import loop, teacher
+from exporters.base import Context
+from runtimes.errors import BuildFailed, UsageError
+from runtimes.types import Artifact
+from tests import small_modules as sm
+from tests.step_env import ArraySamples, make_env
+
+FAST = {"epochs": 4, "batch": 32, "precision": "float32"}
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+def pruned(name, tmp_path):
+    reference = sm.source(name, tmp_path / "source")
+    data = {"calibration": ArraySamples({"x": sm.feeds(name)})}
+    env = make_env(
+        tmp_path, reference=reference, data=data, factory=sm.CASES[name][0], name="prune"
+    )
+    options = prune_channels.Options(keep={"params": 0.8}, multiple=1)
+    return reference, prune_channels.run(reference, options, env)
+
+
+def env_of(case, tmp_path, reference, samples=512, labels=None, **more):
+    data = {"training": ArraySamples({"x": sm.feeds(case, samples)}, labels)}
+    return make_env(tmp_path, reference=reference, data=data, factory=sm.CASES[case][0], **more)
+
+
+def error(module, original, x):
+    pairs = zip(sm.outputs(module, x), sm.outputs(original, x), strict=True)
+    return sum(float(((a - b) ** 2).mean() / b.var()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "grouped", "encoder", "gru"])
+def test_outputs_come_closer_on_data_not_trained_on(name, tmp_path):
+    reference, source = pruned(name, tmp_path)
+    made = recover.run(source, Options(**FAST), env_of(name, tmp_path, reference))
+    x, factory = sm.feeds(name, 256, seed=9), sm.CASES[name][0]
+    original = sm.build(name)
+    before = error(load_module(source, factory), original, x)
+    assert error(load_module(made, factory), original, x) < 0.8 * before
+    assert made.facts["removed"] == source.facts["removed"]
+
+
+def test_class_scores_are_compared_as_distributions(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    labels = list(range(10)) * 60
+    env = env_of("mlp", tmp_path, reference, samples=600, labels=labels)
+    made = recover.run(source, Options(**FAST), env)
+    assert made.facts["recover"]["kinds"] == ["classes"]
+    x = sm.feeds("mlp", 400, seed=9)
+    choose = [
+        sm.outputs(load_module(a, sm.CASES["mlp"][0]), x)[0].argmax(1) for a in (source, made)
+    ]
+    truth = sm.outputs(sm.build("mlp"), x)[0].argmax(1)
+    assert (choose[1] == truth).mean() > (choose[0] == truth).mean()
+
+
+def test_same_run_same_bytes(tmp_path):
+    reference, source = pruned("residual", tmp_path)
+    digests = {
+        recover.run(
+            source, Options(**FAST), env_of("residual", tmp_path, reference, name=n)
+        ).digest()
+        for n in ("a", "b")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("at", [1, 7, 20])
+def test_a_killed_run_continues_to_the_same_bytes(at, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    reference, source = pruned("residual", tmp_path)
+    whole = recover.run(
+        source, Options(**FAST), env_of("residual", tmp_path, reference, name="whole")
+    )
+    steps = []
+
+    real = loop._step
+
+    def step(*args):
+        if len(steps) == at:
+            raise Killed
+        steps.append(args[3])
+        return real(*args)
+
+    monkeypatch.setattr(loop, "_step", step)
+    env = env_of("residual", tmp_path, reference, name="killed")
+    with pytest.raises(Killed):
+        recover.run(source, Options(**FAST), env)
+    after = []
+    monkeypatch.setattr(loop, "_step", lambda *args: after.append(args[3]) or real(*args))
+    env = env_of("residual", tmp_path, reference, name="killed")
+    again = recover.run(source, Options(**FAST), env)
+    assert after[0] == at
+    assert again.digest() == whole.digest()
+
+
+def test_a_kill_while_the_teacher_runs_starts_its_outputs_again(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+
+    def kill(done, message):
+        if 0.05 < done < 0.2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference, on_progress=kill))
+    made = recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference))
+    whole = recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference, name="whole"))
+    assert made.digest() == whole.digest()
+
+
+def test_minutes_become_steps_that_a_restart_keeps(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    env = env_of("mlp", tmp_path, reference)
+    made = recover.run(source, Options(minutes=0.02, batch=32), env)
+    steps = made.facts["recover"]["steps"]
+    assert steps > 1
+    (env.checkpoint / loop.CHECKPOINT).unlink()
+    again = recover.run(source, Options(minutes=0.02, batch=32), env_of("mlp", tmp_path, reference))
+    assert again.facts["recover"]["steps"] == steps
+
+
+def test_outputs_too_large_for_the_cache_are_computed_as_needed(tmp_path, monkeypatch):
+    reference, source = pruned("mlp", tmp_path)
+    cached = recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference, name="cached"))
+    monkeypatch.setattr(teacher, "LIMIT_BYTES", 100)
+    env = env_of("mlp", tmp_path, reference, name="direct")
+    direct = recover.run(source, Options(**FAST), env)
+    assert not list(env.checkpoint.glob("*.npy"))
+    losses = [a.facts["recover"]["held_out"] for a in (cached, direct)]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
+def test_progress_rises_and_estimates_the_time_left(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    env = env_of("mlp", tmp_path, reference)
+    recover.run(source, Options(**FAST), env)
+    done = [d for d, _ in env.told]
+    assert done == sorted(done)
+    assert done[-1] == 1.0
+    assert "s left" in env.told[-1][1]
+
+
+def test_an_original_has_nothing_to_recover(tmp_path):
+    reference = sm.source("mlp", tmp_path / "source")
+    with pytest.raises(UsageError, match="did not bring the module closer"):
+        recover.run(reference, Options(**FAST), env_of("mlp", tmp_path, reference))
+
+
+def test_divergence_names_the_learning_rate(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    with pytest.raises((BuildFailed, UsageError), match="lower lr"):
+        recover.run(source, Options(**FAST, lr=1e20), env_of("mlp", tmp_path, reference))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 1, "minutes": 1}, {"lr": 0}, {"batch": 0}, {"held_out": 1.0}, {"steps": -1}],
+)
+def test_options_out_of_range(options):
+    with pytest.raises(UsageError):
+        Options(**options)
+
+
+def test_exported_models_are_refused_with_the_fix(tmp_path):
+    source = sm.source("mlp", tmp_path)
+    exported = Artifact(source.root, "exported", "m.pt2", source.inputs, source.outputs, {}, {})
+    (refusal,) = recover.refusals(exported, Options(), Context())
+    assert "give the torch module" in refusal.fix
