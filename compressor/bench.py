@@ -2,7 +2,8 @@
 
 Every round starts a fresh process per variant: memory layout and thread placement differ from
 process to process and make their own share of the variance. Within a round the variants' blocks
-follow each other in a seeded random order, so that a slow spell of the machine hits all of them.
+follow each other in a seeded random order and back again (ABBA), so that a slow spell of the
+machine hits all of them.
 Statistics are over rounds: see `compressor/bench_result.py`.
 """
 
@@ -269,8 +270,11 @@ class _Loop:
         able = session.each_batch(
             order, batch, lambda v, c: session.bound(v, c, batch, self.feeds, timing)
         )
-        for _ in range(self.effort.blocks):
-            self.random.shuffle(able)
+        for i in range(self.effort.blocks):
+            if i % 2:
+                able.reverse()  # ABBA: whoever went first now goes last
+            else:
+                self.random.shuffle(able)
             session.record.block_orders.append([v.name for v in able])
             able = session.each_batch(
                 able, batch, lambda v, c: session.timed_block(v, c, batch, timing)
