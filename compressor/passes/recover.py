@@ -159,7 +159,7 @@ def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.T
     kinds = _kinds(student, original, batch, data)
     env.progress(0.0, "the original's outputs on the training data")
     teacher = make_teacher(
-        original, source.inputs, data, env.checkpoint,
+        original, source.inputs, data, _bfloat16(options.precision), env.checkpoint,
         lambda done: env.progress(0.2 * done, "the original's outputs on the training data"),
     )  # fmt: skip
     order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))

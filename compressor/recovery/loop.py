@@ -19,7 +19,7 @@ import numpy as np
 
 from compressor.recovery.losses import distance
 from compressor.recovery.teacher import Teacher
-from compressor.torch_io import OutputKind, call, tensors
+from compressor.torch_io import OutputKind, call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.errors import BuildFailed
 from runtimes.types import TensorSpec
@@ -105,9 +105,13 @@ def train(task: Task, schedule: Schedule, folder: Path, progress: Progress) -> S
         state.start = state.best = held_out_loss(task, schedule)
         best = _copy(task.student)
     per_epoch = max(1, len(task.train) // schedule.batch)
-    clock = _Clock(schedule.steps, state.step)
+    clock, order = _Clock(schedule.steps, state.step), np.zeros(0, np.int64)
     while state.step < schedule.steps and state.stale < schedule.patience:
-        loss = _step(task, schedule, optimizer, state.step, per_epoch)
+        epoch, place = divmod(state.step, per_epoch)
+        if place == 0 or not order.size:
+            order = np.random.default_rng([schedule.seed, epoch]).permutation(task.train)
+        chosen = [int(i) for i in order[place * schedule.batch : (place + 1) * schedule.batch]]
+        loss = _step(task, schedule, optimizer, state.step, chosen)
         state.step += 1
         if state.step % per_epoch == 0 or state.step == schedule.steps:
             state.history.append(held_out_loss(task, schedule))
@@ -136,12 +140,11 @@ def _group_decay(student: nn.Module, optimizer: Any, decay: float) -> None:
             optimizer.add_param_group({**defaults, "params": parameters, "weight_decay": amount})
 
 
-def _step(task: Task, schedule: Schedule, optimizer: Any, step: int, per_epoch: int) -> float:
+def _step(
+    task: Task, schedule: Schedule, optimizer: Any, step: int, chosen: Sequence[int]
+) -> float:
     import torch
 
-    epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([schedule.seed, epoch]).permutation(task.train)
-    chosen = [int(i) for i in order[place * schedule.batch : (place + 1) * schedule.batch]]
     _training_mode(task.student, len(chosen))
     for group in optimizer.param_groups:
         group["lr"] = schedule.rate(step)
@@ -167,15 +170,9 @@ def _loss(task: Task, schedule: Schedule, chosen: Sequence[int]) -> Tensor:
 
     batch = tensors(task.inputs, task.data.feeds(chosen))
     with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
-        outputs = call(task.student, [_channels_last(x) for x in batch])
+        outputs = call(task.student, [channels_last(x) for x in batch])
     wanted = task.teacher.outputs(chosen, batch)
     return distance(outputs, wanted, task.kinds, schedule.temperature)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    import torch
-
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _training_mode(student: nn.Module, samples: int) -> None:
