@@ -30,13 +30,14 @@ class Options:
         method: `minmax` clips nothing; `mse` takes the range of least squared error, better where a
             few outliers stretch it.
         samples: calibrate on at most this many.
-        bias_correction: undo the shift that rounded weights give each layer's mean output.
+        bias_correction: undo the shift that rounded weights give each layer's mean output. `auto`:
+            our own correction for ONNX, none for OpenVINO, where NNCF's cost more than it gave.
         exclude: node names (globs) to leave float in this step, beside the recipe's `keep`.
     """
 
     method: Literal["minmax", "mse"] = "minmax"
     samples: int = 300
-    bias_correction: bool = True
+    bias_correction: Literal["auto", "on", "off"] = "auto"
     exclude: tuple[str, ...] = ()
 
 

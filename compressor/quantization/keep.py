@@ -13,10 +13,10 @@ from runtimes.errors import UsageError
 
 @dataclass(frozen=True)
 class Named:
-    """A node as patterns see it: its name, op type, and every other name a user may know it by."""
+    """A node as patterns see it: name, op types, and every other name a user may know it by."""
 
     name: str
-    op: str
+    ops: tuple[str, ...]
     aliases: tuple[str, ...] = ()
 
 
@@ -36,9 +36,9 @@ def kept(nodes: Iterable[Named], keep: Keep) -> dict[str, str]:
         for node in hits:
             found.setdefault(node.name, f"keep.float {pattern}")
     for op in keep.float_ops:
-        hits = [node for node in known if node.op == op]
+        hits = [node for node in known if op in node.ops]
         if not hits:
-            raise _nothing(op, sorted({node.op for node in known}), "op type")
+            raise _nothing(op, sorted({o for node in known for o in node.ops}), "op type")
         for node in hits:
             found.setdefault(node.name, f"keep.float op {op}")
     return found

@@ -95,3 +95,14 @@ class Names:
         made = unique(wanted, self._taken)
         self._taken.add(made)
         return made
+
+
+def take_over_names(graph: Any, made: dict[str, str]) -> None:
+    """Give initializers (new name → old name) the name of the tensor they replaced, where it is gone."""
+    present = {tensor.name for tensor in graph.initializer}
+    renames = {new: old for new, old in made.items() if new in present and old not in present}
+    for tensor in graph.initializer:
+        tensor.name = renames.get(tensor.name, tensor.name)
+    for node in graph.node:
+        if any(name in renames for name in node.input):
+            node.input[:] = [renames.get(name, name) for name in node.input]

@@ -75,7 +75,7 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         keep_of(env.context, options.exclude),
         lambda: batches(samples, source.inputs, options.samples),
         method=options.method,
-        bias_correction=options.bias_correction,
+        bias_correction=options.bias_correction != "off",
         threads=env.context.threads,
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )

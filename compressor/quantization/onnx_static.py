@@ -13,7 +13,7 @@ from compressor.quantization.keep import Named, kept
 from compressor.quantization.lowering import lower
 from compressor.quantization.onnx_index import Index, Names, index
 from compressor.quantization.onnx_weights import dequantize, output_axis, quantize_int8
-from compressor.quantization.placement import WEIGHTED, Placement, place
+from compressor.quantization.placement import Placement, place
 from compressor.quantization.qdq import write_qdq
 from exporters.base import Keep, QuantScheme
 from runtimes.base import Feeds
@@ -33,7 +33,7 @@ def named_nodes(model: Any) -> list[Named]:
     """The nodes of the main graph with every name a keep pattern may use."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [
-        Named(n.name, n.op_type, (*n.output, *(name for name in n.input if name in weights)))
+        Named(n.name, (n.op_type,), (*n.output, *(name for name in n.input if name in weights)))
         for n in model.graph.node
     ]
 
@@ -65,10 +65,11 @@ def quantize(
     wanted = [
         root for root in dict.fromkeys(plan.roots.values()) if root not in _fixed(graph, plan)
     ]
-    axes = _mean_axes(graph, plan) if bias_correction else {}
+    axes = mean_axes(graph, plan.weights) if bias_correction else {}
     found = calibrate(copy, wanted, axes, data, method=method, threads=threads, told=told)
     if bias_correction:
-        correct_biases(copy, graph, plan.weights, found.means, _rounding_of(scheme))
+        errors = rounding_errors(graph, plan.weights, scheme)
+        correct_biases(copy, graph, errors, found.means)
     write_qdq(copy, graph, plan, found.ranges, scheme)
     return Quantized(copy, plan, found, ops)
 
@@ -78,53 +79,51 @@ def _fixed(graph: Index, plan: Placement) -> set[str]:
     return {n.output[0] for n in graph.graph.node if n.name in gates}
 
 
-def _mean_axes(graph: Index, plan: Placement) -> dict[str, tuple[int, ...]]:
+def mean_axes(graph: Index, layers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Layer input → axes to average over, for layers whose bias can be corrected."""
     axes = {}
     for node in graph.graph.node:
-        rank = graph.ranks.get(node.input[0]) if node.name in plan.weights else None
+        rank = graph.ranks.get(node.input[0]) if node.name in layers else None
         if rank is not None and node.op_type != "MatMul":
             axes[node.input[0]] = tuple(i for i in range(rank) if i != 1)
     return axes
 
 
-def _rounding_of(scheme: QuantScheme) -> Callable[[Any, Any], Any]:
-    limit = 63 if scheme.reduce_range else 127
+def rounding_errors(graph: Index, layers: Mapping[str, str], scheme: QuantScheme) -> dict[str, Any]:
+    """Layer → its weight minus what it will be rounded to."""
+    import onnx
 
-    def error(node: Any, weight: Any) -> Any:
-        axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
-        return weight - dequantize(*quantize_int8(weight, axis, limit), axis)
-
-    return error
+    limit, errors = 63 if scheme.reduce_range else 127, {}
+    for node in graph.graph.node:
+        if node.name in layers:
+            weight = onnx.numpy_helper.to_array(graph.weights[layers[node.name]])
+            axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
+            errors[node.name] = weight - dequantize(*quantize_int8(weight, axis, limit), axis)
+    return errors
 
 
 def correct_biases(
-    model: Any,
-    graph: Index,
-    layers: Mapping[str, str],
-    means: Mapping[str, Any],
-    error_of: Callable[[Any, Any], Any],
-) -> int:
+    model: Any, graph: Index, errors: Mapping[str, Any], means: Mapping[str, Any]
+) -> list[str]:
     """Add to each Conv's and Gemm's bias what rounding its weight takes from its mean output.
 
     The expectation over the layer's mean input, as in fast bias correction (Nagel et al., "Data-Free
-    Quantization", 2019; NNCF); borders of a padded Conv are taken as if they were inside.
-    `error_of(node, weight)` is the weight minus what it is rounded to. Returns the layers changed.
+    Quantization", 2019; NNCF); borders of a padded Conv are taken as if they were inside. `errors`
+    holds, by node, the weight minus what it is rounded to. Returns the nodes changed.
     """
-    import onnx
-
-    names, changed = Names(model.graph), 0
+    names, changed = Names(model.graph), []
     for node in model.graph.node:
-        mean = means.get(node.input[0]) if node.name in layers else None
-        if mean is None or node.op_type not in WEIGHTED - {"MatMul"}:
+        mean = means.get(node.input[0]) if node.name in errors and node.op_type != "MatMul" else None
+        if mean is None:
             continue
-        weight = onnx.numpy_helper.to_array(graph.weights[layers[node.name]])
-        lost = _mean_lost(node, error_of(node, weight), np.asarray(mean))
-        changed += _add_to_bias(model.graph, graph, names, node, lost)
+        lost = mean_lost(node, errors[node.name], np.asarray(mean))
+        if _add_to_bias(model.graph, graph, names, node, lost):
+            changed.append(node.name)
     return changed
 
 
-def _mean_lost(node: Any, error: Any, mean: Any) -> Any:
+def mean_lost(node: Any, error: Any, mean: Any) -> Any:
+    """What the error of a weight takes from the mean of each output channel."""
     if node.op_type == "Gemm":
         return (error if output_axis(node, 2) == 0 else error.T) @ mean
     taps = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)
@@ -134,15 +133,15 @@ def _mean_lost(node: Any, error: Any, mean: Any) -> Any:
     return (taps * parts).sum(axis=1)
 
 
-def _add_to_bias(onto: Any, graph: Index, names: Names, node: Any, lost: Any) -> int:
+def _add_to_bias(onto: Any, graph: Index, names: Names, node: Any, lost: Any) -> bool:
     import onnx
 
     old = node.input[2] if len(node.input) > 2 else ""
     if old and (old not in graph.weights or len(graph.weights[old].dims) != 1):
-        return 0
+        return False
     before = onnx.numpy_helper.to_array(graph.weights[old]) if old else np.zeros(1)
     made = onnx.numpy_helper.from_array((before + lost).astype(np.float32), names.new(old or "b"))
     onto.initializer.append(made)
     del node.input[2:]
     node.input.append(made.name)
-    return 1
+    return True

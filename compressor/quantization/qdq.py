@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration import Range
-from compressor.quantization.onnx_index import Index, Names
+from compressor.quantization.onnx_index import Index, Names, take_over_names
 from compressor.quantization.onnx_weights import attribute, output_axis, quantize_int8
 from compressor.quantization.placement import Placement
 from exporters._onnx_graph import drop_dead_weights, replace
@@ -49,6 +49,7 @@ class _Writer:
         self.shared: dict[bytes, str] = {}
         self.pairs: dict[str, tuple[str, str]] = {}
         self.scales: dict[str, Any] = {}
+        self.replaced: dict[str, str] = {}
 
     def value(self, wanted: str, array: Any) -> str:
         """Name of an initializer that holds `array`; equal scalars share one."""
@@ -61,6 +62,12 @@ class _Writer:
         self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
         if array.ndim == 0:
             self.shared[key] = name
+        return name
+
+    def replacement(self, old: str, array: Any) -> str:
+        """Name of an initializer that takes the place of `old`, and its name where that goes."""
+        name = self.value(old, array)
+        self.replaced[name] = old
         return name
 
     def pair(self, source: str, grid_: Grid, result: str | None = None) -> list[Any]:
@@ -106,6 +113,7 @@ def write_qdq(
         nodes += [*before, node, *after]
     replace(model.graph.node, nodes)
     drop_dead_weights(model.graph)
+    take_over_names(model.graph, writer.replaced)
 
 
 def _rewrite(
@@ -144,7 +152,7 @@ def _weight(
     limit = 63 if writer.scheme.reduce_range else 127
     per_channel = axis if writer.scheme.weight_per_channel else None
     integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit)
-    inputs = [writer.value(tensor.name, integers), writer.value("ws", scale)]
+    inputs = [writer.replacement(tensor.name, integers), writer.value("ws", scale)]
     if node.op_type == "Gemm":  # QGemm alone insists on a zero point
         inputs.append(writer.value("wz", np.zeros(scale.shape, np.int8)))
     made = writer.names.new("w")
@@ -168,7 +176,7 @@ def _integer_bias(node: Any, graph: Index, writer: _Writer, source: Grid) -> lis
     bias = np.rint(onnx.numpy_helper.to_array(tensor) / scale.astype(np.float64))
     integers = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32)
     made = writer.names.new("b")
-    inputs = [writer.value(tensor.name, integers), writer.value("bs", scale)]
+    inputs = [writer.replacement(tensor.name, integers), writer.value("bs", scale)]
     node.input[2] = made
     more = {"axis": 0} if scale.ndim else {}
     return [onnx.helper.make_node("DequantizeLinear", inputs, [made], **more)]

@@ -1,0 +1,79 @@
+"""Weights stored in 8 or 4 bits, in the form that each engine folds: bytes go, speed stays.
+
+Under an INT8 kernel: INT4 → `Cast`(INT8) → DequantizeLinear, which ONNX Runtime and OpenVINO fold
+while they load. Weights of float layers (recurrent ones, embeddings, unquantized convolutions):
+INT8 or INT4 → `Cast`(float) → `Mul`(scale). What was measured to lead to these forms is in
+benchmarks/quantization_storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from exporters.base import Context, Env
+from runtimes.errors import Refusal, Unsupported
+from runtimes.types import Artifact
+
+REV = 1
+ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
+PRODUCES = "same"
+NEEDS: frozenset[str] = frozenset()
+USES = frozenset({"calibration"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are stored.
+
+    Attributes:
+        bits: 8, or 4.
+        share: of the weights' values, at least this much gets `bits` = 4; the rest, where 4 bits
+            hurt most, stays at 8.
+        least: smaller tensors (in values) are left as they are.
+        bias_correction: undo the shift of each layer's mean output, where calibration data is given.
+        samples: of the calibration data, for that.
+    """
+
+    bits: Literal[8, 4] = 4
+    share: float = 0.97
+    least: int = 256
+    bias_correction: bool = True
+    samples: int = 300
+
+
+def tools() -> dict[str, str]:
+    """Versions of what reads and writes the models."""
+    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+    try:
+        found["openvino"] = metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return found
+    return found
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Why this model's weights cannot be stored in fewer bits."""
+    if source.format == "openvino":
+        from compressor.quantization import openvino_storage
+
+        return openvino_storage.refusals(source, options, context)
+    from compressor.quantization import onnx_storage
+
+    return onnx_storage.refusals(source, options, context)
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Store the weights; raises `Unsupported` where there are none, `BuildFailed` if nothing shrank."""
+    found = refusals(source, options, env.context)
+    if found:
+        where = "quantize_weights"
+        raise Unsupported(f"weights cannot be stored in {options.bits} bits", found, where=where)
+    if source.format == "openvino":
+        from compressor.quantization import openvino_storage
+
+        return openvino_storage.run(source, options, env)
+    from compressor.quantization import onnx_storage
+
+    return onnx_storage.run(source, options, env)

@@ -1,0 +1,89 @@
+"""Weights of an OpenVINO model in 8 or 4 bits (see `quantize_weights`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.quantization.keep import kept
+from compressor.quantization.onnx_pass import require_smaller
+from compressor.quantization.onnx_storage import storage_note
+from compressor.quantization.onnx_weights import quantize_int4, quantize_int8
+from compressor.quantization.openvino_ir import read_ir, write_ir
+from compressor.quantization.openvino_names import named
+from compressor.quantization.openvino_weights import Weight, find_weights, replace_weight
+from compressor.quantization.storage import Tensor, keep_in_8_bits
+from exporters._drop_in import require_drop_in
+from exporters.base import Context, Env
+from runtimes.errors import Refusal
+from runtimes.types import Artifact
+
+
+def _chosen(model: Any, options: Any, context: Context) -> list[Weight]:
+    stay = {name.removesuffix("/WithoutBiases") for name in kept(named(model), context.keep)}
+    found = find_weights(model, options.least)
+    return [w for w in found if w.name not in stay and (options.bits == 4 or not w.integer)]
+
+
+def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
+    """Why there is nothing to store in `options.bits`."""
+    if _chosen(read_ir(source.path), options, context):
+        return []
+    kind = "float weight" if options.bits == 8 else "float or INT8 weight"
+    why = f"no {kind} of {options.least} values or more outside what `keep` names"
+    return [Refusal("model", why, "ship it as it is")]
+
+
+def run(source: Artifact, options: Any, env: Env) -> Artifact:
+    """Store the weights and write the IR."""
+    model = read_ir(source.path)
+    weights = _chosen(model, options, env.context)
+    made = {w.top.get_friendly_name(): _round(w, options.bits) for w in weights}
+    stay: set[str] = set()
+    if options.bits == 4:
+        noise = [
+            Tensor(w.top.get_friendly_name(), w.values.size, _noise(w, *made[w.top.get_friendly_name()]))
+            for w in weights
+        ]
+        stay = keep_in_8_bits(noise, options.share)
+    bits = {}
+    for weight in weights:
+        key = weight.top.get_friendly_name()
+        width = 8 if key in stay else options.bits
+        bits[weight.name] = width
+        if width == 8 and weight.integer:
+            continue
+        integers, scale = _round(weight, 8) if key in stay else made[key]
+        replace_weight(weight, integers, scale, width)
+    share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(w.values.size for w in weights)
+    write_ir(model, env.work / source.entry)
+    facts = {
+        **source.facts,
+        "container": "ir",
+        "storage": {"bits": bits, "share_4_bits": round(share, 4)},
+        "notes": [*source.facts.get("notes", []), storage_note(bits, share)],
+    }
+    artifact = Artifact.write(
+        env.work, source.format, source.entry, source.inputs, source.outputs, facts
+    )
+    require_smaller(source, artifact)
+    return require_drop_in(source, artifact)
+
+
+def _round(weight: Weight, bits: int) -> tuple[Any, Any]:
+    """Integers with the weight's shape, and scales that broadcast against it."""
+    shape = weight.values.shape
+    values, axis = weight.values, weight.axis
+    if weight.grouped:
+        values, axis = values.reshape(-1, *shape[2:]), 0
+    integers, scale = (quantize_int4 if bits == 4 else quantize_int8)(values, axis)
+    along = [1] * len(shape)
+    if weight.grouped:
+        along[:2] = shape[:2]
+    else:
+        along[axis] = -1
+    return integers.reshape(shape), scale.reshape(along)
+
+
+def _noise(weight: Weight, integers: Any, scale: Any) -> float:
+    power = float((weight.values**2).sum())
+    return float(((weight.values - integers * scale) ** 2).sum()) / power if power else 0.0

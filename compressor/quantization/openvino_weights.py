@@ -1,0 +1,151 @@
+"""Integer weights in an OpenVINO model: how they are recognised, read and written.
+
+The form that keeps INT8 kernels (OpenVINO 2026.4, measured in benchmarks/quantization_storage):
+`Constant(i4)` → `Convert(i8)` → `Convert(f32)` → `Multiply(scale)`. Without the `Convert(i8)` the
+convolution falls back to float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WEIGHTED_TYPES = frozenset(
+    {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
+     "MatMul"}
+)  # fmt: skip
+RECURRENT_TYPES = frozenset({"GRUSequence", "LSTMSequence", "RNNSequence", "GRUCell", "LSTMCell"})
+_PASSING = frozenset({"Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose"})
+_BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8, "f16": 16, "bf16": 16, "f32": 32}
+
+
+@dataclass
+class Weight:
+    """A constant that is a weight: the node to replace, its values, and how they are computed with.
+
+    Attributes:
+        name: friendly name of the (first) layer that reads it.
+        top: node whose output the layers read: the constant itself, or the last of its dequantization.
+        values: float32 values.
+        integer: it dequantizes from INT8 under an integer layer, whose kernel must be kept.
+        axis: axis of the output channels.
+        grouped: the first two axes together are the output channels.
+    """
+
+    name: str
+    top: Any
+    values: Any
+    integer: bool
+    axis: int
+    grouped: bool = False
+
+
+def weight_bits(op: Any) -> int | None:
+    """Storage width of the weight `op` reads; None where it reads none."""
+    if op.get_type_name() not in WEIGHTED_TYPES:
+        return None
+    node = op.input_value(1).get_node()
+    while node.get_type_name() in _PASSING:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    return _BITS.get(node.get_element_type().get_type_name())
+
+
+def find_weights(model: Any, least: int) -> list[Weight]:
+    """Weights of at least `least` values, once each, in topological order."""
+    found: dict[str, Weight] = {}
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind in WEIGHTED_TYPES:
+            ports = [1]
+        elif kind in RECURRENT_TYPES:
+            ports = _recurrent_ports(op)
+        elif kind == "Gather":
+            ports = [0]
+        else:
+            continue
+        for port in ports:
+            made = _read(op, port, least)
+            if made is not None:
+                found.setdefault(made.top.get_friendly_name(), made)
+    return list(found.values())
+
+
+def _recurrent_ports(op: Any) -> list[int]:
+    # W and R follow X, the initial states and the sequence lengths; B is small and stays float.
+    first = {"LSTMSequence": 4, "LSTMCell": 3, "GRUCell": 2}.get(op.get_type_name(), 3)
+    return [first, first + 1]
+
+
+def _read(op: Any, port: int, least: int) -> Weight | None:
+    top = op.input_value(port).get_node()
+    while top.get_type_name() in {"Reshape", "Transpose"}:
+        top = top.input_value(0).get_node()
+    values, integer = _values(top)
+    if values is None or values.size < least or values.ndim < 2:
+        return None
+    name = op.get_friendly_name().removesuffix("/WithoutBiases")
+    grouped = op.get_type_name() == "GroupConvolution" and values.ndim > 4
+    return Weight(name, top, values, integer, _axis(op, values.ndim), grouped)
+
+
+def _values(top: Any) -> tuple[Any, bool]:
+    """Float values of a constant or of `Convert`→`Multiply` over an INT8 one; (None, _) else."""
+    if top.get_type_name() == "Constant":
+        is_float = top.get_element_type().get_type_name() == "f32"
+        return (np.array(top.get_data()) if is_float else None), False
+    if top.get_type_name() != "Multiply":
+        return None, False
+    convert, scale = (top.input_value(i).get_node() for i in (0, 1))
+    if convert.get_type_name() != "Convert" or scale.get_type_name() != "Constant":
+        return None, False
+    integers = convert.input_value(0).get_node()
+    if integers.get_type_name() != "Constant" or _bits_of(integers) != 8:
+        return None, False
+    return integers.get_data().astype(np.float32) * scale.get_data().astype(np.float32), True
+
+
+def _bits_of(constant: Any) -> int | None:
+    return _BITS.get(constant.get_element_type().get_type_name())
+
+
+def _axis(op: Any, rank: int) -> int:
+    kind = op.get_type_name()
+    if kind == "MatMul":
+        return rank - 2 if op.get_attributes()["transpose_b"] else rank - 1
+    if kind in RECURRENT_TYPES or kind == "ConvolutionBackpropData":
+        return 1 if rank > 2 else 0
+    return 0
+
+
+def replace_weight(weight: Weight, integers: Any, scale: Any, bits: int) -> None:
+    """Let every reader of `weight.top` read these integers times `scale` (that broadcasts)."""
+    import openvino as ov
+    from openvino import opset13
+
+    constant = _constant(integers, bits)
+    node = constant
+    if weight.integer and bits == 4:
+        node = opset13.convert(node, ov.Type.i8)
+    node = opset13.convert(node, ov.Type.f32)
+    made = opset13.multiply(node, opset13.constant(np.ascontiguousarray(scale, np.float32)))
+    made.set_friendly_name(weight.top.get_friendly_name())
+    for reader in list(weight.top.output(0).get_target_inputs()):
+        reader.replace_source_output(made.output(0))
+
+
+def _constant(integers: Any, bits: int) -> Any:
+    import openvino as ov
+    from openvino import opset13
+
+    from compressor.quantization.onnx_weights import pack_int4
+
+    if bits == 8:
+        return opset13.constant(np.ascontiguousarray(integers, np.int8))
+    tensor = ov.Tensor(ov.Type.i4, ov.Shape(list(integers.shape)))
+    packed = np.frombuffer(pack_int4(integers), np.uint8)
+    tensor.data.reshape(-1)[:] = packed.view(tensor.data.dtype)
+    return opset13.constant(tensor) if not hasattr(ov.op, "Constant") else ov.op.Constant(tensor)
