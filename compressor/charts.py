@@ -33,11 +33,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One latency sample in the distribution, in ms."""
+    """One latency distribution in ms: evenly spaced quantiles, the extremes included."""
 
     name: str
     role: str
-    values: Sequence[float]
+    quantiles: Sequence[float]
+    p50: float
+    p99: float
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,18 @@ def scatter(
 
 def distribution(series: Sequence[Series], budgets: Sequence[tuple[str, float]], title: str) -> str:
     """Latency histograms on a log axis, with median and p99 marked and budgets as lines."""
-    values = [v for s in series for v in s.values] + [limit for _, limit in budgets]
-    low, high = min(values) * 0.94, max(values) * 1.06
+    # One stalled call can be a hundred times the median: the axis ends a little past p99.
+    ends = [v for s in series for v in (s.quantiles[0], min(s.quantiles[-1], s.p99 * 1.25))]
+    ends += [limit for _, limit in budgets]
+    low, high = min(ends) * 0.94, max(ends) * 1.06
     x = _log_scale(low, high, LEFT, WIDTH - RIGHT)
     body = _x_axis(x, log_ticks(low, high), "ms per call, log scale")
     floor = HEIGHT - BOTTOM
     for one in series:
         body.append(_histogram(one, low, high, x))
-        ordered = sorted(one.values)
-        middle, tail = (ordered[math.ceil(len(ordered) * part) - 1] for part in (0.5, 0.99))
-        body.append(_text(x(middle), TOP + 16, f"p50 {middle:.3g}", "small", "middle"))
-        body.append(_line(x(tail), floor, x(tail), floor - 12, f"tick {one.role}"))
-        body.append(_text(x(tail), floor - 17, f"p99 {tail:.3g}", "small", "middle"))
+        body.append(_text(x(one.p50), TOP + 16, f"p50 {one.p50:.3g}", "small", "middle"))
+        body.append(_line(x(one.p99), floor, x(one.p99), floor - 12, f"tick {one.role}"))
+        body.append(_text(x(one.p99), floor - 17, f"p99 {one.p99:.3g}", "small", "middle"))
     for label, limit in budgets:
         body.append(_line(x(limit), TOP, x(limit), floor, "limit"))
         at_right = x(limit) > WIDTH * 0.7
@@ -233,10 +235,14 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _histogram(one: Series, low: float, high: float, x: Scale, bins: int = 64) -> str:
     width = math.log(high / low) / bins
-    heights = [0] * bins
-    for value in one.values:
-        heights[min(bins - 1, max(0, int(math.log(value / low) / width)))] += 1
-    peak, floor = max(heights), HEIGHT - BOTTOM
+    heights = [0.0] * bins
+    for left, right in zip(one.quantiles, one.quantiles[1:], strict=False):
+        # Each step between quantiles holds the same share of calls: spread it over its bins.
+        first, last = ((math.log(max(v, low) / low)) / width for v in (left, right))
+        for i in range(int(first), min(bins - 1, int(last)) + 1):
+            part = min(i + 1, last) - max(i, first)
+            heights[i] += part / (last - first) if last > first else 1.0
+    peak, floor = max(heights) or 1.0, HEIGHT - BOTTOM
     path = [f"M{LEFT} {floor}"]
     for i, height in enumerate(heights):
         left, right = x(low * math.exp(i * width)), x(low * math.exp((i + 1) * width))

@@ -125,13 +125,21 @@ def _pairs(record: RunRecord) -> list[tuple[str, str]]:
         versions |= step.tools
     shown = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     pairs += [("versions", shown)] if shown else []
-    return pairs + [(str(name), _fact(value)) for name, value in record.host.items()]
+    facts = [(str(name), _fact(str(name), value)) for name, value in record.host.items()]
+    return pairs + [pair for pair in facts if pair[1]]
 
 
-def _fact(value: Any) -> str:
+def _fact(name: str, value: Any) -> str:
+    """A host fact as text; empty for what is not known."""
+    if value is None or value in ({}, []):
+        return ""
+    if name.endswith("_bytes") and isinstance(value, (int, float)):
+        return show.size(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {item}" for key, item in value.items())
+    return str(value)
 
 
 def _digests(record: RunRecord) -> list[tuple[str, str]]:

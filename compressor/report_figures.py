@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from compressor import charts, show
-from compressor.result import Candidate, LedgerRow, TargetResult
+from compressor.result import Candidate, LedgerRow, TargetResult, Timing
 
 
 def pareto(target: TargetResult) -> dict[str, Any] | None:
@@ -61,14 +61,16 @@ def latency(target: TargetResult) -> dict[str, Any] | None:
     )
     if chosen is None or timing is None or not timing.histogram_ms:
         return None
-    series = [charts.Series(chosen.name, "shipped", timing.histogram_ms)]
+    series = [_series(chosen.name, "shipped", timing)]
     beside = show.timing_at(twin, timing.batch)
     if twin is not None and twin.name != chosen.name and beside is not None and beside.histogram_ms:
-        series.insert(0, charts.Series(twin.name, "twin", beside.histogram_ms))
+        series.insert(0, _series(twin.name, "twin", beside))
     lines = [(text, limit) for text, limit, at in budgets if at in (None, timing.batch)]
     told = f"Latency distribution at batch {timing.batch} of {', '.join(s.name for s in series)}"
     parts = [f"{s.name} ({'grey' if s.role == 'twin' else 'blue'})" for s in series]
-    caption = f"{' and '.join(parts)}, {timing.n:,} calls in {timing.rounds} processes."
+    slowest = show.ms(max(timing.histogram_ms))
+    caption = f"{' and '.join(parts)}, {timing.n:,} calls in {timing.rounds} processes, "
+    caption += f"the slowest {slowest}."
     drawing = charts.distribution(series, lines, told)
     return {
         "title": f"Latency at batch {timing.batch}",
@@ -76,6 +78,10 @@ def latency(target: TargetResult) -> dict[str, Any] | None:
         "caption": caption,
         "legend": [],
     }
+
+
+def _series(name: str, role: str, timing: Timing) -> charts.Series:
+    return charts.Series(name, role, sorted(timing.histogram_ms), timing.p50_ms, timing.p99_ms)
 
 
 def ledger(target: TargetResult) -> dict[str, Any] | None:

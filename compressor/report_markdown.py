@@ -87,10 +87,8 @@ def _open(record: RunRecord) -> list[str]:
         if target.failure is not None:
             lines.append(f"- **ERROR** {_cell(target.name)}: {_cell(target.failure.message)}")
         for check in [] if target.failure else show.open_checks(target):
-            word = show.VERDICT[check.state]
-            lines.append(
-                f"- **{word}** {_cell(target.name)}, {_code(check.gate)}: {_cell(check.text)}"
-            )
+            where = f"**{show.VERDICT[check.state]}** {_cell(target.name)}, {_code(check.gate)}"
+            lines.append(f"- {where}: {_cell(show.check_text(check))}")
     shown = {line.partition(": ")[2] for line in lines}
     for what, text in report_view.notices(record):
         if _cell(text) not in shown and "not judged" not in what:
@@ -106,7 +104,10 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
     table = report_view.before_after(record, target)
     head = ["", *(f"{name} ({text})" if text else name for name, _, text in table["columns"])]
     rows = [[_cell(label), *map(_figure, cells)] for label, cells in table["rows"]]
-    gates = [[show.VERDICT[c.state], _code(c.gate), _cell(c.text)] for c in chosen.checks[:ROWS]]
+    gates = [
+        [show.VERDICT[c.state], _code(c.gate), _cell(show.check_text(c))]
+        for c in chosen.checks[:ROWS]
+    ]
     parts = [_folded(f"{target.name}: before and after", _table([_cell(h) for h in head], rows))]
     if gates:
         parts.append(

@@ -65,7 +65,7 @@ def _why(target: TargetResult) -> list[str]:
     lines: list[str] = []
     for check in show.open_checks(target):
         word = "" if check.state == "fail" else show.VERDICT[check.state] + " "
-        lines += _wrapped("" if lines else "why", f"{word}{check.gate}: {check.text}")
+        lines += _wrapped("" if lines else "why", f"{word}{check.gate}: {show.check_text(check)}")
     return lines
 
 

@@ -51,11 +51,14 @@ def gate_view(check: Check) -> dict[str, str]:
         bar = charts.gate_bar(
             check.value, check.interval, check.limit, at_most="<" in check.gate, state=check.state
         )
-    text = check.text
-    if check.needed is not None and f"{check.needed:,}" not in text:
-        text += f" ({check.needed:,} samples would decide it)"
     word = show.VERDICT[check.state]
-    return {"word": word, "state": check.state, "gate": check.gate, "text": text, "bar": bar}
+    return {
+        "word": word,
+        "state": check.state,
+        "gate": check.gate,
+        "text": show.check_text(check),
+        "bar": bar,
+    }
 
 
 def before_after(record: RunRecord, target: TargetResult) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def headline_reasons(record: RunRecord) -> list[tuple[str, str]]:
             continue
         for check in show.open_checks(target):
             rank = 1 if check.state == "fail" else 2
-            found.append((rank, f"{target.name}: {check.gate}", check.text))
+            found.append((rank, f"{target.name}: {check.gate}", show.check_text(check)))
     return [(what, text) for _, what, text in sorted(found, key=lambda item: item[0])][:8]
 
 
@@ -163,7 +166,7 @@ def _target_notices(target: TargetResult) -> list[tuple[str, str]]:
     chosen = show.subject(target)
     for check in [] if chosen is None else chosen.checks:
         if check.state == "not_judged":
-            found.append((f"{target.name}: not judged", f"{check.gate}: {check.text}"))
+            found.append((f"{target.name}: not judged", f"{check.gate}: {show.check_text(check)}"))
     for c in target.candidates:
         if c.failure is not None:
             found.append((f"{target.name}: {c.name} was not built", c.failure.message))

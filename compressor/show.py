@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from compressor.result import (
@@ -199,6 +200,18 @@ def names(rows: Iterable[LayerRow], limit: int = 3) -> str:
     found = [row.layer for row in rows]
     more = f" and {len(found) - limit} more" if len(found) > limit else ""
     return ", ".join(found[:limit]) + more
+
+
+def check_text(check: Check) -> str:
+    """A gate's sentence without the verdict word that every report shows beside it."""
+    text = check.text.removeprefix("not judged: ")
+    if ";" not in text:
+        text = re.sub(rf": {check.state}(?=,| \(|$)", "", text)
+    if check.needed is not None and not {f"{check.needed:,}", f"{check.needed}"} & set(
+        re.findall(r"[\d,]*\d", text)
+    ):
+        text += f" ({check.needed:,} samples would decide it)"
+    return text
 
 
 def open_checks(target: TargetResult) -> list[Check]:
