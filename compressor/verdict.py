@@ -94,6 +94,8 @@ def _judge_size(gate: Gate, candidate: Candidate, reference: Reference) -> Check
         return _not_judged(gate, f"no {gate.of} was built")
     if gate.metric == "size":
         value, shown, limit = float(size), _bytes(size), _bytes(gate.limit)
+        if shown == limit:  # a few bytes decide
+            shown, limit = f"{size:,} B", f"{gate.limit:,.0f} B"
     elif reference.size_bytes <= 0:
         return _not_judged(gate, "the original has no size")
     else:
