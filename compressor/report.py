@@ -23,7 +23,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_reports(
-    record: RunRecord, out: Path, *, on_inconclusive: OnInconclusive = "fail"
+    record: RunRecord, out: Path, *, on_inconclusive: OnInconclusive | None = None
 ) -> None:
     """Write `report.html`, `report.md` and `junit.xml` into `out`.
 
@@ -117,7 +117,11 @@ def _step(step: StepRecord) -> dict[str, str]:
 
 def _pairs(record: RunRecord) -> list[tuple[str, str]]:
     """Versions and host facts, one line each."""
-    pairs = [(name, str(value)) for name, value in record.tool.items()]
+    tool = record.tool.get("name", "edge-compressor")
+    rest = [
+        f"{key} {value}" for key, value in record.tool.items() if key not in ("name", "version")
+    ]
+    pairs = [("tool", ", ".join([f"{tool} {record.tool.get('version', '')}".strip(), *rest]))]
     versions: dict[str, str] = {}
     for target in record.targets:
         versions |= target.versions

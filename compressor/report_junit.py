@@ -11,17 +11,19 @@ from compressor.result import Check, RunRecord, TargetResult
 OnInconclusive = Literal["fail", "warn"]
 
 
-def junit(record: RunRecord, *, on_inconclusive: OnInconclusive = "fail") -> str:
+def junit(record: RunRecord, *, on_inconclusive: OnInconclusive | None = None) -> str:
     """The run as JUnit XML, with a newline at its end.
 
     A failed gate is a `<failure>`, one that could not be judged is `<skipped>`, an error of the
-    target is an `<error>`; an inconclusive gate is a `<failure>`, or `<skipped>` with `"warn"`.
+    target is an `<error>`. An inconclusive gate is a `<failure>` (`"fail"`) or `<skipped>`
+    (`"warn"`); None: what the run itself did, whose exit code is 0 where it only warned.
     """
     root = ET.Element(
         "testsuites", name=_xml(record.reference.source), time=f"{record.seconds:.3f}"
     )
     for target in record.targets:
-        root.append(_suite(record, target, on_inconclusive))
+        policy = on_inconclusive or ("fail" if target.exit_code else "warn")
+        root.append(_suite(record, target, policy))
     for key in ("tests", "failures", "errors", "skipped"):
         root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
     ET.indent(root)

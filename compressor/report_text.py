@@ -116,11 +116,12 @@ def _accuracy(chosen: Candidate) -> list[str]:
         )
         return _wrapped(label, f"drop {moved}: now {value}, n = {compared.n:,}{agree}{status}")
     if compared is not None and (compared.agreement is not None or compared.sqnr_db is not None):
-        parts = (
-            [] if compared.agreement is None else [f"agrees on {show.share(compared.agreement)}"]
-        )
-        parts += [] if compared.sqnr_db is None else [f"SQNR {compared.sqnr_db:.1f} dB"]
-        return _wrapped(label, f"not judged (no labels): {', '.join(parts)}, n = {compared.n:,}")
+        parts = []
+        if compared.agreement is not None:
+            parts.append(f"answers as the original on {show.share(compared.agreement)}")
+        if compared.sqnr_db is not None:
+            parts.append(f"SQNR {compared.sqnr_db:.1f} dB")
+        return _wrapped("accuracy", f"no labels: {', '.join(parts)}, n = {compared.n:,}")
     reason = score.reason if score is not None and score.reason else "no evaluation data"
     return _wrapped(label, f"not judged: {reason}")
 

@@ -13,7 +13,7 @@ import pytest
 from compressor.record import parse_record, record_text
 from compressor.report import html, junit, markdown, terminal, write_reports
 from compressor.report_markdown import MARKER
-from compressor.result import Check, Failure, LayerRow, RunRecord
+from compressor.result import Check, Comparison, Failure, LayerRow, RunRecord, Score
 from tests.run_records import candidate, every_kind, record, target
 
 KINDS = every_kind()
@@ -188,6 +188,12 @@ def test_junit_says_what_the_verdict_says(kind, policy, tag):
     assert marks == [tag]
 
 
+def test_junit_follows_the_run_where_it_only_warned():
+    warned = record(dataclasses.replace(target(state="inconclusive"), exit_code=0))
+    assert [mark.tag for mark in suites(warned).iter("skipped")] == ["skipped"]
+    assert suites(KINDS["inconclusive"]).get("failures") == "1"
+
+
 def test_junit_fails_where_only_the_target_fails():
     odd = target(state="fail", candidates=[candidate("int8", 0.0, 1.0)], reason="not smaller")
     cases = {case.get("name"): case for case in suites(record(odd)).iter("testcase")}
@@ -232,6 +238,14 @@ def test_terminal_without_data_says_that_accuracy_was_not_judged():
         terminal(record(target(state="not_judged", shipped="half", candidates=[bare])))
     )
     assert "not judged: no evaluation data" in text
+
+
+def test_terminal_without_labels_gives_agreement():
+    score = Score("agreement", None, n=512)
+    compared = Comparison(agreement=0.98, sqnr_db=21.4, n=512)
+    one = candidate("int8", 0.0, 2.0, score=score, comparison=compared)
+    text = "\n".join(terminal(record(target(shipped="int8", candidates=[one]))))
+    assert "no labels: answers as the original on 98.0 %, SQNR 21.4 dB, n = 512" in text
 
 
 def test_a_bare_record_has_reports(tmp_path):
