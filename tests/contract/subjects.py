@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.steps import load_step, parse_options, step_modules, target_names
+from compressor.steps import load_step, load_target, parse_options, step_modules, target_names
 from exporters.base import Context, Samples, Step, StepSpec
 from runtimes.base import load_runtime, runtime_names
 from runtimes.errors import MissingTool
@@ -29,8 +29,8 @@ FORMATS = {"module", "exported", "onnx", "onnxruntime", "openvino", "tensorrt", 
 ROLES = {"calibration", "training", "selection"}
 FACTORY = "tests.torch_models:tiny_resnet"
 
-# The source's format where a step takes several, options with a real effect, and what comes before.
-PREFERRED = ("onnx", "module", "onnxruntime", "openvino", "exported")
+# Formats that sources can be made in, options with a real effect, and what comes before.
+PREFERRED = ("onnx", "module", "onnxruntime", "openvino")
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}},
     "recover": {"epochs": 8},
@@ -55,9 +55,9 @@ def usable(name: str) -> Step:
     return step
 
 
-def accepted(step: Step) -> str:
-    """The format this suite gives the step."""
-    return next(f for f in PREFERRED if f in step.ACCEPTS)
+def cases() -> list[tuple[str, str]]:
+    """Every step with every format it takes that this suite can make."""
+    return [(n, f) for n in STEPS for f in PREFERRED if f in load_step(n).ACCEPTS]
 
 
 def data(given: Artifact, size: int = 64) -> dict[str, Samples]:
@@ -84,18 +84,15 @@ def noise(given: Artifact, size: int, seed: int) -> dict[str, np.ndarray[Any, An
     return made
 
 
-def context(name: str) -> Context:
-    """As in a run for one target: the step's own, or the first one with integers."""
-    from compressor.steps import load_target
-
-    own = name.removeprefix("to_")
+def context(name: str, fmt: str = "onnx") -> Context:
+    """As in a run for one target: the step's own, the format's, or the first one with integers."""
     known = target_names()
-    for target in [own] if own in known else [t for t in known if load_target(t).scheme]:
-        found = load_target(target)
-        return Context(
-            target=target, scheme=found.scheme, width_multiple=4, dims={"batch": 2}, device="CPU"
-        )
-    return Context(width_multiple=4, dims={"batch": 2})
+    with_integers = [t for t in known if load_target(t).scheme]
+    own = [t for t in (name.removeprefix("to_"), fmt) if t in known]
+    found = load_target((own or with_integers)[0])
+    return Context(
+        target=found.name, scheme=found.scheme, width_multiple=4, dims={"batch": 2}, device="CPU"
+    )
 
 
 def onnx_artifact(root: Path, name: str) -> Artifact:
@@ -146,8 +143,6 @@ def source(tmp_path: Path, fmt: str, name: str = "convnet") -> Artifact:
     """The common model in format `fmt`."""
     if fmt == "module":
         return module_artifact(tmp_path / "module")
-    if fmt == "exported":
-        pytest.skip("only .pt2 files are in this format; tests/compressor covers them")
     artifact = onnx_artifact(tmp_path / f"onnx-{name}", name)
     for step in MAKES.get(fmt, ()):
         usable(step)
@@ -155,9 +150,10 @@ def source(tmp_path: Path, fmt: str, name: str = "convnet") -> Artifact:
     return artifact
 
 
-def subject(tmp_path: Path, name: str) -> Artifact:
+def subject(tmp_path: Path, name: str, fmt: str) -> Artifact:
     """What step `name` is given: the common model, after the steps that must come before it."""
-    artifact = source(tmp_path, accepted(usable(name)))
+    usable(name)
+    artifact = source(tmp_path, fmt)
     for before in BEFORE.get(name, ()):
         artifact = run(tmp_path, before, artifact, label=f"before-{before}")
     return artifact
@@ -172,7 +168,7 @@ def env_of(tmp_path: Path, name: str, given: Artifact, label: str) -> Any:
         else given,
         data=data(given),
         factory=factory if given.format == "module" else None,
-        context=context(name),
+        context=context(name, given.format),
         name=label,
     )
 

@@ -34,8 +34,6 @@ def tolerance(session: Any) -> float:
 
 def artifact_for(name: str, tmp_path: Path, model: str = "convnet") -> Artifact:
     fmt = next(f for f in PREFERRED if f in runtime(name).FORMATS)
-    if fmt == "module" and model != "convnet":
-        pytest.skip("takes torch modules alone")
     return source(tmp_path, fmt, model)
 
 
@@ -54,12 +52,10 @@ def test_versions(name: str) -> None:
     assert all(isinstance(v, str) and v for v in versions.values())
 
 
-@every_runtime
+@pytest.mark.parametrize("name", [n for n in RUNTIMES if "onnx" in load_runtime(n).FORMATS])
 @pytest.mark.parametrize("model", sorted(models.ALL))
 def test_same_numbers_as_onnx_runtime(name: str, model: str, tmp_path: Path) -> None:
     artifact = artifact_for(name, tmp_path, model)
-    if artifact.format == "module":
-        pytest.skip("compared with torch itself in tests/runtimes")
     proto = onnx.load(artifact.path)
     with open_session(runtime(name), artifact) as session:
         for batch in (1, 4):

@@ -19,9 +19,10 @@ from tests.contract.subjects import FORMATS, ROLES, STEPS, field_names, usable
 from tests.layers.test_bare import HOOK
 from tests.layers.tree import CORE, HEAVY, ROOT
 
-pytestmark = pytest.mark.parametrize("name", STEPS)
+every_step = pytest.mark.parametrize("name", STEPS)
 
 
+@every_step
 def test_attributes(name: str) -> None:
     step = load_step(name)
     assert isinstance(step.REV, int)
@@ -32,6 +33,7 @@ def test_attributes(name: str) -> None:
     assert step.PRODUCES in FORMATS | {"same"}
 
 
+@every_step
 def test_data_roles(name: str) -> None:
     step = load_step(name)
     assert isinstance(step.NEEDS, frozenset)
@@ -40,6 +42,7 @@ def test_data_roles(name: str) -> None:
     assert step.USES <= ROLES, "evaluation data is for judging alone"
 
 
+@every_step
 def test_options_are_a_frozen_dataclass_with_defaults(name: str) -> None:
     options = load_step(name).Options
     assert dataclasses.is_dataclass(options)
@@ -47,6 +50,7 @@ def test_options_are_a_frozen_dataclass_with_defaults(name: str) -> None:
     assert options() == options()
 
 
+@every_step
 def test_every_option_is_documented(name: str) -> None:
     options = load_step(name).Options
     explained = option_docs(options)
@@ -54,23 +58,27 @@ def test_every_option_is_documented(name: str) -> None:
     assert set(explained) <= set(field_names(options)), "explains a field that is not there"
 
 
+@every_step
 def test_options_survive_json(name: str) -> None:
     options = load_step(name).Options()
     plain = json.loads(json.dumps(options_json(options)))
     assert parse_options(StepSpec(name, plain), name) == options
 
 
+@every_step
 def test_an_unknown_option_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no_such_option"):
         parse_options(StepSpec(name, {"no_such_option": 1}), name)
 
 
+@every_step
 def test_tools(name: str) -> None:
     """Versions of what is installed; `usable` skips, showing the fix, where it is not."""
     tools = usable(name).tools()
     assert all(isinstance(k, str) and isinstance(v, str) and v for k, v in tools.items())
 
 
+@every_step
 def test_a_missing_tool_names_the_extra(name: str) -> None:
     """With the extras blocked, a step either needs none of them or says which to install."""
     code = f"""
@@ -98,13 +106,15 @@ else:
     assert fix is None or "edge-compressor[" in fix
 
 
+TARGETS = [n for n in STEPS if hasattr(load_step(n), "TARGET")]
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_targets_chain(name: str) -> None:
     """A target's twin and every rung lead from ONNX to a format that the target ships."""
-    target: Target | None = getattr(load_step(name), "TARGET", None)
-    if target is None:
-        assert name.removeprefix("to_") not in target_names()
-        pytest.skip("not a target")
+    target: Target = load_step(name).TARGET
     assert name == f"to_{target.name}"
+    assert target.name in target_names()
     assert load_runtime(target.runtime).FORMATS & target.formats
     for specs in (target.twin, target.half_twin, *(rung.steps for rung in target.ladder)):
         fmt = "onnx"
