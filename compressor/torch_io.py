@@ -96,6 +96,16 @@ def batch_size(inputs: Sequence[TensorSpec], data: Samples, wanted: int) -> int:
     return 1 if data.ragged else min([wanted, *fixed])
 
 
+def batches(
+    inputs: Sequence[TensorSpec], data: Samples, samples: int, size: int
+) -> Iterator[list[Tensor]]:
+    """Up to `samples` samples, evenly taken from all of `data`, in batches of up to `size`."""
+    count = min(samples, len(data))
+    chosen = [i * len(data) // count for i in range(count)]
+    for _, feeds in data.batches(batch_size(inputs, data, size), chosen):
+        yield tensors(inputs, feeds)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Images in the memory format in which convolutions are faster on CPUs; others as they are."""
     import torch

@@ -8,16 +8,17 @@ re-estimated on data afterwards; `recover` then trains what is left.
 from __future__ import annotations
 
 import copy
-import difflib
-import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import allocate, costs, graph, norms, saliency
+from compressor.pruning import costs, graph, norms
+from compressor.pruning.allocate import TOLERANCE
 from compressor.pruning.budget import Budget, parse_budget
-from compressor.torch_io import batch_size, call, example_batch, output_kinds, tensors, threads
+from compressor.pruning.plan import Kind, Scope, Subject, choose, score
+from compressor.pruning.select import select
+from compressor.torch_io import batch_size, batches, call, example_batch, threads
 from exporters.base import Context, Env, Refusal, Samples
 from runtimes.errors import MissingTool, Unsupported, UsageError
 from runtimes.types import Artifact
@@ -51,8 +52,8 @@ class Options:
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
-    saliency: Literal["auto", "taylor", "l2", "random"] = "auto"
-    scope: Literal["global", "uniform"] = "global"
+    saliency: Kind = "auto"
+    scope: Scope = "global"
     floor: float = 0.15
     multiple: int = 0
     samples: int = 1024
@@ -108,18 +109,25 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     budget = parse_budget(options.keep)
     with threads(env.context.threads):
         module = load_module(source, env.factory)
-        example = example_batch(source.inputs, env.context.dims, _data(env), env.context.seed)
-        before = {m: costs.count(module, example, m) for m in costs.MEASURES}
+        data = _data(env)
+        example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
+        before = _counts(module, example)
         env.progress(0.05, "reading which channels go together")
-        groups, left_alone = _groups(module, example, env.context.keep.channels)
-        notes, chosen = _plan(source, options, env, module, example, groups, budget)
+        groups, left_alone = select(module, example, env.context.keep.channels)
+        subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
+        env.progress(0.2, "estimating saliency")
+        scores, how = score(subject, options.saliency, options.samples)
+        chosen, notes = choose(
+            subject, scores, budget, scope=options.scope, floor=options.floor,
+            multiple=options.multiple or env.context.width_multiple,
+        )  # fmt: skip
         pruned = copy.deepcopy(module)
         graph.remove(pruned, example, chosen)
+        after = _counts(pruned, example)
         _check_outputs(module, pruned, example)
-        after = {m: costs.count(pruned, example, m) for m in costs.MEASURES}
         _check_budget(budget, before, after)
         env.progress(0.7, "re-estimating batch-norm statistics")
-        notes += _restore_statistics(source, options, env, pruned)
+        notes = [how, *notes, *_restore_statistics(source, options, data, pruned)]
     facts = _facts(source, groups, chosen, before, after)
     facts["notes"] = [*source.facts.get("notes", []), *_summary(before, after, facts), *notes]
     facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
@@ -136,155 +144,18 @@ def _data(env: Env) -> Samples | None:
     return found if found is not None and len(found) else None
 
 
-# ------------------------------------------------------------------------------ what may go
-
-
-def _groups(
-    module: nn.Module, example: Sequence[Tensor], keep: Sequence[str]
-) -> tuple[list[graph.ChannelGroup], list[Refusal]]:
-    try:
-        found = graph.find_groups(module, example)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError) as error:
-        raise Unsupported(
-            "the module cannot be traced",
-            [Refusal(type(module).__name__, f"{type(error).__name__}: {error}")],
-            where="prune_channels",
-        ) from error
-    free, reasons = _without_kept(module, found, keep)
-    usable, refused = graph.removable(module, example, free)
-    if not usable:
-        raise Unsupported("nothing can be pruned", reasons + refused, where="prune_channels")
-    return usable, reasons + refused
-
-
-def _without_kept(
-    module: nn.Module, groups: Sequence[graph.ChannelGroup], keep: Sequence[str]
-) -> tuple[list[graph.ChannelGroup], list[Refusal]]:
-    """`keep` are globs on module names: their output channels stay."""
-    names = [name for name, _ in module.named_modules() if name]
-    kept = {name for pattern in keep for name in _matches(pattern, names)}
-    held = [(g, sorted(kept & set(g.producers))) for g in groups]
-    reasons = [Refusal(g.name, f"kept: {', '.join(k)}") for g, k in held if k]
-    return [g for g, k in held if not k], reasons
-
-
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    found = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
-    if not found:
-        close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-        raise UsageError(
-            "matches no module",
-            where=f"keep.channels {pattern!r}",
-            fix=f"did you mean {', '.join(close)}?" if close else f"one of {', '.join(names[:8])}",
-        )
-    return found
-
-
-# --------------------------------------------------------------------------- what will go
-
-
-def _plan(
-    source: Artifact,
-    options: Options,
-    env: Env,
-    module: nn.Module,
-    example: Sequence[Tensor],
-    groups: Sequence[graph.ChannelGroup],
-    budget: Budget,
-) -> tuple[list[str], dict[str, list[int]]]:
-    """Channels to remove by group, and notes on how they were chosen."""
-    scores, notes = _saliency(source, options, env, module, example, groups)
-    model = costs.cost_model(module, example, groups, budget.measure)
-    limit = budget.limit(model({}))
-    multiple = options.multiple or env.context.width_multiple
-    wanted = multiple
-    priority = allocate.by_width if options.scope == "uniform" else allocate.by_saliency
-    while True:
-        ladders = [allocate.ladder(g, scores[g.name], multiple, options.floor) for g in groups]
-        found = allocate.allocate(ladders, model, limit, priority)
-        if found is not None:
-            break
-        if multiple == 1:
-            raise _unreachable(model, ladders, budget, limit)
-        multiple = max(1, multiple // 2)
-    if multiple != wanted:
-        notes.append(
-            f"widths are multiples of {multiple}, not {wanted}: steps of {wanted} are too "
-            f"coarse to meet {budget} within {allocate.TOLERANCE:.0%}"
-        )
-    return notes, found.indices()
-
-
-def _unreachable(
-    model: costs.CostModel, ladders: Sequence[allocate.Ladder], budget: Budget, limit: float
-) -> UsageError:
-    full = {one.group.name: one.removed(len(one.counts) - 1) for one in ladders}
-    least, whole = model(full), model({})
-    return UsageError(
-        "the budget cannot be met",
-        where=f"prune_channels keep {budget}",
-        expected=f"{budget.measure} of about {limit:,.0f}",
-        got=f"{least:,.0f} ({least / whole:.0%}) at the least, with every layer at its floor",
-        fix="ask to keep more, lower `floor`, or keep fewer layers whole",
-    )
-
-
-def _saliency(
-    source: Artifact,
-    options: Options,
-    env: Env,
-    module: nn.Module,
-    example: Sequence[Tensor],
-    groups: Sequence[graph.ChannelGroup],
-) -> tuple[saliency.Saliency, list[str]]:
-    data, kind = _data(env), options.saliency
-    if kind == "auto":
-        kind = "l2" if data is None else "taylor"
-    if kind == "random":
-        return saliency.random(groups, env.context.seed), ["saliency: random, a control"]
-    if kind == "l2":
-        why = "" if options.saliency == "l2" else " (no training or calibration data)"
-        return saliency.l2(module, groups), [f"saliency: l2 of the weights{why}"]
-    if data is None:
-        raise UsageError(
-            "saliency taylor needs training or calibration data",
-            where="prune_channels",
-            fix="give data.calibration, or use saliency: l2",
-        )
-    env.progress(0.15, "estimating saliency")
-    kinds = output_kinds(call(module, example), data.labels)
-    found = saliency.taylor(
-        module, groups, _batches(source, data, options.samples, 64), kinds, env.context.seed
-    )
-    return found, [f"saliency: taylor on {min(options.samples, len(data))} samples"]
-
-
-def _batches(
-    source: Artifact, data: Samples, samples: int, size: int
-) -> Iterator[Sequence[Tensor]]:
-    """Up to `samples` samples, evenly taken from all of `data`."""
-    count = min(samples, len(data))
-    chosen = [i * len(data) // count for i in range(count)]
-    for _, feeds in data.batches(batch_size(source.inputs, data, size), chosen):
-        yield tensors(source.inputs, feeds)
-
-
-# ------------------------------------------------------------------------------ afterwards
+def _counts(module: nn.Module, example: Sequence[Tensor]) -> Counts:
+    return {m: costs.count(module, example, m) for m in costs.MEASURES}
 
 
 def _restore_statistics(
-    source: Artifact, options: Options, env: Env, module: nn.Module
+    source: Artifact, options: Options, data: Samples | None, module: nn.Module
 ) -> list[str]:
-    data = _data(env)
     if not norms.tracked(module):
         return []
-    if data is None or batch_size(source.inputs, data, 128) < 2:
+    if data is None or batch_size(source.inputs, data, 128) < 2 or len(data) < 2:
         return ["batch-norm statistics are the original's: no data (in batches) to re-estimate on"]
-    before = copy.deepcopy(module.state_dict())
-    seen = norms.reestimate(module, _batches(source, data, 4 * options.samples, 128))
-    if seen == 0:
-        module.load_state_dict(before)
-        return ["batch-norm statistics are the original's: no batch of two samples or more"]
+    seen = norms.reestimate(module, batches(source.inputs, data, 4 * options.samples, 128))
     return [f"batch-norm statistics re-estimated on {seen} samples"]
 
 
@@ -308,7 +179,7 @@ def _check_budget(budget: Budget, before: Counts, after: Counts) -> None:
         )
     limit = budget.limit(before[budget.measure])
     got = after[budget.measure]
-    if abs(got - limit) > allocate.TOLERANCE * limit:
+    if abs(got - limit) > TOLERANCE * limit:
         raise Unsupported(
             f"asked for {limit:,.0f} {budget.measure}, got {got:,}: this module's cost does not "
             "follow its channel counts",

@@ -1,0 +1,109 @@
+"""From a budget to the channels that go: saliency, then widths, then an allocation that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from compressor.pruning import allocate, saliency
+from compressor.pruning.budget import Budget
+from compressor.pruning.costs import CostModel, cost_model
+from compressor.pruning.graph import ChannelGroup
+from compressor.torch_io import batches, call, output_kinds
+from exporters.base import Samples
+from runtimes.errors import UsageError
+from runtimes.types import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Kind = Literal["auto", "taylor", "l2", "random"]
+Scope = Literal["global", "uniform"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be pruned, with what there is to judge its channels by."""
+
+    module: nn.Module
+    example: Sequence[Tensor]
+    groups: Sequence[ChannelGroup]
+    inputs: Sequence[TensorSpec]
+    data: Samples | None
+    seed: int
+
+
+def score(subject: Subject, kind: Kind, samples: int) -> tuple[saliency.Saliency, str]:
+    """Saliency of every group's channels, and a note that says which one it is.
+
+    Raises `UsageError` where `taylor` is asked for without data.
+    """
+    data, asked = subject.data, kind
+    if kind == "auto":
+        kind = "l2" if data is None else "taylor"
+    if kind == "random":
+        return saliency.random(subject.groups, subject.seed), "saliency: random, a control"
+    if kind == "l2":
+        why = "" if asked == "l2" else " (no training or calibration data)"
+        return saliency.l2(subject.module, subject.groups), f"saliency: l2 of the weights{why}"
+    if data is None:
+        raise UsageError(
+            "saliency taylor needs training or calibration data",
+            where="prune_channels",
+            fix="give data.calibration, or use saliency: l2",
+        )
+    found = saliency.taylor(
+        subject.module,
+        subject.groups,
+        batches(subject.inputs, data, samples, 64),
+        output_kinds(call(subject.module, subject.example), data.labels),
+        subject.seed,
+    )
+    return found, f"saliency: taylor on {min(samples, len(data))} samples"
+
+
+def choose(
+    subject: Subject,
+    scores: saliency.Saliency,
+    budget: Budget,
+    *,
+    scope: Scope,
+    floor: float,
+    multiple: int,
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Group name → channels of its root layer that go, and notes.
+
+    Widths are multiples of `multiple`; where its steps are too coarse for the budget it is halved
+    until they fit, and that is said. Raises `UsageError` where no widths meet the budget.
+    """
+    model = cost_model(subject.module, subject.example, subject.groups, budget.measure)
+    limit = budget.limit(model({}))
+    priority = allocate.by_width if scope == "uniform" else allocate.by_saliency
+    step = multiple
+    while True:
+        ladders = [allocate.ladder(g, scores[g.name], step, floor) for g in subject.groups]
+        found = allocate.allocate(ladders, model, limit, priority)
+        if found is not None:
+            break
+        if step == 1:
+            raise _unreachable(model, ladders, budget, limit)
+        step = max(1, step // 2)
+    if step == multiple:
+        return found.indices(), []
+    coarse = f"steps of {multiple} are too coarse to meet {budget} within {allocate.TOLERANCE:.0%}"
+    return found.indices(), [f"widths are multiples of {step}, not {multiple}: {coarse}"]
+
+
+def _unreachable(
+    model: CostModel, ladders: Sequence[allocate.Ladder], budget: Budget, limit: float
+) -> UsageError:
+    full = {one.group.name: one.removed(len(one.counts) - 1) for one in ladders}
+    least, whole = model(full), model({})
+    return UsageError(
+        "the budget cannot be met",
+        where=f"prune_channels keep {budget}",
+        expected=f"{budget.measure} of about {limit:,.0f}",
+        got=f"{least:,.0f} ({least / whole:.0%}) at the least, with every layer at its floor",
+        fix="ask to keep more, lower `floor`, or keep fewer layers whole",
+    )
