@@ -210,7 +210,7 @@ class _Loop:
     def run(self, decide: Decide) -> None:
         """Rounds until decided at a look, out of looks, out of time, or nothing is left to time."""
         self.random.seed(self.plan.seed)
-        pairs = max(1, len(self.result.variants) - 1)
+        pairs = max(1, len(self.result.variants) - 1 - self.effort.self_test)
         cap_s = self.effort.cap_s * pairs * len(self.plan.batches)
         last = self.effort.looks[-1]
         for index in range(last):

@@ -6,7 +6,8 @@ A runtime is a module `rt_<engine>.py` with:
     missing() -> str | None              why it cannot be used here (None: it can)
     versions() -> dict[str, str]         name → version of the engine and what it needs
     open_session(artifact, *, threads=1, device="CPU") -> Session
-    layer_precisions(artifact, *, feeds, threads=1, device="CPU") -> list[LayerPrecision]   (optional)
+    layer_precisions(artifact, *, feeds, threads=1, device="CPU") -> list[LayerPrecision]
+                                         what each executed layer computed in (optional)
 
 Only `runtimes/timing.py` owns a clock.
 """
@@ -85,13 +86,14 @@ class Runtime(Protocol):
 
     FORMATS: FrozenSet[str]
 
-    def missing(self) -> Optional[str]: ...
+    def missing(self) -> Optional[str]:
+        """Why it cannot be used here; None where it can."""
 
-    def versions(self) -> Dict[str, str]: ...
+    def versions(self) -> Dict[str, str]:
+        """Name → version of the engine and what it needs."""
 
-    def open_session(
-        self, artifact: Artifact, *, threads: int = 1, device: str = "CPU"
-    ) -> Session: ...
+    def open_session(self, artifact: Artifact, *, threads: int = 1, device: str = "CPU") -> Session:
+        """Load a model."""
 
 
 def runtime_names() -> List[str]:
@@ -129,7 +131,7 @@ def check_feeds(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
                 where="input " + spec.name,
                 expected=spec.dtype,
                 got=str(array.dtype),
-                fix="convert with .astype({!r})".format(spec.dtype),
+                fix=f"convert with .astype({spec.dtype!r})",
             )
         if not _fits(spec, array.shape, sizes):
             raise UsageError(

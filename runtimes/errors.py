@@ -31,7 +31,7 @@ class CompressError(Exception):
 
     def text(self) -> str:
         """The message as a person reads it, one to three lines."""
-        lines = ["{}: {}".format(self.where, self.what) if self.where else self.what]
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
         pair = [("expected " + self.expected) if self.expected else ""]
         pair.append(("got " + self.got) if self.got else "")
         if any(pair):
@@ -80,7 +80,7 @@ class Refusal:
         self.where, self.why, self.fix = where, why, fix
 
     def __repr__(self) -> str:
-        return "Refusal({!r}, {!r}, {!r})".format(self.where, self.why, self.fix)
+        return f"Refusal({self.where!r}, {self.why!r}, {self.fix!r})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal) and repr(self) == repr(other)
@@ -96,9 +96,9 @@ class Unsupported(CompressError):
 
     def __init__(self, what: str, refusals: Sequence[Refusal] = (), *, where: str = "") -> None:
         self.refusals = tuple(refusals)
-        shown = ["{}: {}".format(r.where, r.why) for r in self.refusals[:8]]
+        shown = [f"{r.where}: {r.why}" for r in self.refusals[:8]]
         if len(self.refusals) > 8:
-            shown.append("… and {} more".format(len(self.refusals) - 8))
+            shown.append(f"… and {len(self.refusals) - 8} more")
         fixes = list(dict.fromkeys(r.fix for r in self.refusals if r.fix))
         super().__init__("\n  ".join([what, *shown]), where=where, fix="; ".join(fixes[:3]))
 

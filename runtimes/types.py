@@ -125,11 +125,11 @@ class Artifact:
             )
         except FileNotFoundError as error:
             raise BadArtifact(
-                "not an artifact folder: no {}".format(MANIFEST), where=str(root)
+                f"not an artifact folder: no {MANIFEST}", where=str(root)
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise BadArtifact(
-                "unreadable {}: {}".format(MANIFEST, error), where=str(root)
+                f"unreadable {MANIFEST}: {error}", where=str(root)
             ) from error
 
     def to_json(self) -> Dict[str, Any]:
