@@ -48,7 +48,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     stay = kept(named(model), keep_of(env.context, options.exclude))
     made = _quantize(model, sorted(stay), source, options, env)
     path = env.work / source.entry
-    write_ir(made, path)
+    write_ir(made, path, source)
     rows = requested(made, stay)
     if not any(row["requested"] == "int8" for row in rows):
         raise BuildFailed(

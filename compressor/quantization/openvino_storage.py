@@ -55,7 +55,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         integers, scale = _round(weight, 8) if key in stay else made[key]
         replace_weight(weight, integers, scale, width)
     share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(w.values.size for w in weights)
-    write_ir(model, env.work / source.entry)
+    write_ir(model, env.work / source.entry, source)
     facts = {
         **source.facts,
         "container": "ir",

@@ -1,8 +1,10 @@
 """Integer weights in an OpenVINO model: how they are recognised, read and written.
 
-The form that keeps INT8 kernels (OpenVINO 2026.4, measured in benchmarks/quantization_storage):
-`Constant(i4)` → `Convert(i8)` → `Convert(f32)` → `Multiply(scale)`. Without the `Convert(i8)` the
-convolution falls back to float.
+Two forms, found by experiment with OpenVINO 2026.4 (benchmarks/quantization_storage). Under INT8
+kernels: `Constant(i4)` → `Convert(i8)` → `Convert(f32)` → `Multiply(scale)`; without the
+`Convert(i8)` the convolution falls back to float. Under float layers: … → `Convert(i32)` →
+`Convert(f32)` → `Multiply(scale)`, which is folded while the model compiles; without the
+`Convert(i32)` OpenVINO takes it for compressed weights and expands it at every call.
 """
 
 from __future__ import annotations
@@ -126,9 +128,10 @@ def replace_weight(weight: Weight, integers: Any, scale: Any, bits: int) -> None
     import openvino as ov
     from openvino import opset13
 
-    constant = _constant(integers, bits)
-    node = constant
-    if weight.integer and bits == 4:
+    node = _constant(integers, bits)
+    if not weight.integer:
+        node = opset13.convert(node, ov.Type.i32)
+    elif bits == 4:
         node = opset13.convert(node, ov.Type.i8)
     node = opset13.convert(node, ov.Type.f32)
     made = opset13.multiply(node, opset13.constant(np.ascontiguousarray(scale, np.float32)))
@@ -148,4 +151,4 @@ def _constant(integers: Any, bits: int) -> Any:
     tensor = ov.Tensor(ov.Type.i4, ov.Shape(list(integers.shape)))
     packed = np.frombuffer(pack_int4(integers), np.uint8)
     tensor.data.reshape(-1)[:] = packed.view(tensor.data.dtype)
-    return opset13.constant(tensor) if not hasattr(ov.op, "Constant") else ov.op.Constant(tensor)
+    return ov.op.Constant(tensor)
