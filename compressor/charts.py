@@ -92,11 +92,15 @@ def distribution(series: Sequence[Series], budgets: Sequence[tuple[str, float]],
     x = _log_scale(low, high, LEFT, WIDTH - RIGHT)
     body = _x_axis(x, log_ticks(low, high), "ms per call, log scale")
     floor = HEIGHT - BOTTOM
-    for one in series:
-        body.append(_histogram(one, low, high, x))
-        body.append(_text(x(one.p50), TOP + 16, f"p50 {one.p50:.3g}", "small", "middle"))
+    body += [_histogram(one, low, high, x) for one in series]
+    taken: list[float] = []
+    # The last series is the report's subject: its labels come first, others where there is room.
+    for one in reversed(series):
         body.append(_line(x(one.p99), floor, x(one.p99), floor - 12, f"tick {one.role}"))
-        body.append(_text(x(one.p99), floor - 17, f"p99 {one.p99:.3g}", "small", "middle"))
+        for name, value, height in (("p50", one.p50, TOP + 16), ("p99", one.p99, floor - 17)):
+            if all(abs(x(value) - other) > 60 for other in taken):
+                body.append(_text(x(value), height, f"{name} {value:.3g}", "small", "middle"))
+                taken.append(x(value))
     for label, limit in budgets:
         body.append(_line(x(limit), TOP, x(limit), floor, "limit"))
         at_right = x(limit) > WIDTH * 0.7

@@ -40,7 +40,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
             "a run and an artifact cannot be compared",
             where=f"{a}, {b}",
             expected="two output folders of `compress run`, or two artifact folders",
-            got=f"a {kinds[0]} and a {kinds[1]}",
+            got=f"{kinds[0]} and {kinds[1]}",
             fix=f"name a target's folder: {a if kinds[0] == 'run' else b}/<target>",
         )
     head = {"kind": kinds[0], "a": str(a), "b": str(b)}

@@ -43,13 +43,13 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
         return _row(target.name, message or "nothing was built")
     size = show.smaller(chosen.size_bytes, record.reference.size_bytes)
     lines = _row(target.name, f"{chosen.name}, {size}; {target.state.replace('_', ' ')}")
-    lines += _rows("not smaller", _not_smaller(chosen))
+    lines += _rows("not smaller", _not_smaller(target, chosen))
     lines += _rows("not faster", _not_faster(target, chosen))
     lines += _rows("not accurate", _not_accurate(record, target, chosen))
     return lines + _rows("try", _suggestions(record, target, chosen)[:4])
 
 
-def _not_smaller(chosen: Candidate) -> list[str]:
+def _not_smaller(target: TargetResult, chosen: Candidate) -> list[str]:
     """The largest classes of bytes, and the weights that stay float."""
     if not chosen.ledger:
         return ["the bytes of this artifact were not counted"]
@@ -64,6 +64,11 @@ def _not_smaller(chosen: Candidate) -> list[str]:
         reason, rows = next(iter(show.by_reason(kept).items()))
         held = show.size(sum(row.weight_bytes for row in rows))
         lines.append(f"{held} of weights in {show.names(rows)} stay float: {reason}")
+    for other, check in show.passed_over(target)[:1]:
+        what = show.smaller(other.size_bytes, chosen.size_bytes)
+        lines.append(
+            f"{other.name} is {what} still, stopped by {check.gate}: {show.check_text(check)}"
+        )
     return lines
 
 
@@ -74,7 +79,9 @@ def _not_faster(target: TargetResult, chosen: Candidate) -> list[str]:
     total = sum(row.time_ns or 0 for row in timed)
     slow = sorted(show.kept_float(chosen), key=lambda row: -(row.time_ns or 0))
     slow = [row for row in slow if row.time_ns]
-    if slow and total:
+    if chosen.layers and all(show.is_float(row.achieved) for row in chosen.layers):
+        lines.append("every layer computes in float: only the storage of its weights is smaller")
+    elif slow and total:
         spent = sum(row.time_ns or 0 for row in slow)
         lines.append(f"{spent / total:.0%} of the layers' time is in {show.names(slow)}, in float")
     elif timed:
@@ -105,11 +112,11 @@ def _not_accurate(record: RunRecord, target: TargetResult, chosen: Candidate) ->
     base = least_quantized(target, chosen)
     if base is not None and base.comparison is not None and base.comparison.drop is not None:
         before = base.comparison.drop
-        shared = "pruning and recovery" if _ran(record, "prune") else "the shared steps"
+        shared = "pruning and recovery" if _ran(record, "prune") else ""
         own = show.drop(name, compared.drop - before)
+        so = f", so {shared} cost about that much" if shared else ""
         lines.append(
-            f"{base.name} loses {show.drop(name, before)}, so {shared} cost about that much "
-            f"and {chosen.name} adds {own}"
+            f"{base.name} loses {show.drop(name, before)}{so} and {chosen.name} adds {own}"
         )
     elif _ran(record, "prune"):
         lines.append("no candidate of higher precision was scored, so pruning and quantization "
@@ -123,8 +130,10 @@ def _not_accurate(record: RunRecord, target: TargetResult, chosen: Candidate) ->
 def least_quantized(target: TargetResult, chosen: Candidate) -> Candidate | None:
     """The largest other scored candidate: the closest to float after the same shared steps.
 
-    Twins do not count: they skip those steps.
+    Twins do not count: they skip those steps. Neither does one that loses more: it is less exact
+    for reasons of its own.
     """
+    drop = (chosen.comparison.drop if chosen.comparison else None) or 0.0
     others = [
         c
         for c in target.candidates
@@ -133,6 +142,7 @@ def least_quantized(target: TargetResult, chosen: Candidate) -> Candidate | None
         and c.comparison is not None
         and c.comparison.drop is not None
         and c.size_bytes > chosen.size_bytes
+        and c.comparison.drop <= drop
     ]
     return max(others, key=lambda c: c.size_bytes, default=None)
 

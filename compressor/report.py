@@ -54,7 +54,7 @@ def page(record: RunRecord) -> dict[str, Any]:
     word, state = headline_state(record)
     targets = [report_view.target_view(record, target) for target in record.targets]
     return {
-        "title": record.reference.source,
+        "title": show.source_name(record.reference),
         "facts": _facts(record),
         "word": word,
         "state": state,

@@ -20,7 +20,7 @@ def markdown(record: RunRecord) -> str:
     word, _ = headline_state(record)
     head = [
         MARKER,
-        f"### {word}: {_cell(record.reference.source)}",
+        f"### {word}: {_cell(show.source_name(record.reference))}",
         "",
         f"Exit {record.exit_code}: {show.exit_meaning(record)}. {_original(record)}",
         "",

@@ -43,7 +43,7 @@ def _headline(record: RunRecord) -> list[str]:
     if score is not None and score.value is not None:
         value = show.metric(score.metric, score.value)
         facts.append(f"{score.metric} {value} on {score.n:,} samples")
-    return _wrapped("original", f"{reference.source}: {', '.join(facts)}", indent=0)
+    return _wrapped("original", f"{show.source_name(reference)}: {', '.join(facts)}", indent=0)
 
 
 def _target(record: RunRecord, target: TargetResult) -> list[str]:
@@ -75,6 +75,10 @@ def _ships(target: TargetResult, chosen: Candidate) -> list[str]:
     lines = _wrapped("ships", text)
     if chosen.name != target.shipped:
         lines += _wrapped("closest", f"{chosen.name}, which did not pass:")
+    for other, check in show.passed_over(target)[:2]:
+        word = "" if check.state == "fail" else f" {show.VERDICT[check.state]}"
+        text = f"{other.name}:{word} {check.gate}: {show.check_text(check)}"
+        lines += _wrapped("not taken", text)
     return lines
 
 
@@ -120,7 +124,7 @@ def _accuracy(chosen: Candidate) -> list[str]:
         if compared.agreement is not None:
             parts.append(f"answers as the original on {show.share(compared.agreement)}")
         if compared.sqnr_db is not None:
-            parts.append(f"SQNR {compared.sqnr_db:.1f} dB")
+            parts.append(f"SQNR {show.decibels(compared.sqnr_db)}")
         return _wrapped("accuracy", f"no labels: {', '.join(parts)}, n = {compared.n:,}")
     reason = score.reason if score is not None and score.reason else "no evaluation data"
     return _wrapped(label, f"not judged: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from compressor import charts, show
@@ -28,6 +29,9 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "package": target.package,
         "subject": chosen.name if chosen else "",
         "is_shipped": chosen is not None and chosen.name == target.shipped,
+        "passed_over": [
+            (c.name, f"{k.gate}: {show.check_text(k)}") for c, k in show.passed_over(target)
+        ],
         "failures": [(c.name, c.failure.message) for c in target.candidates if c.failure],
     }
     if chosen is None:
@@ -108,13 +112,13 @@ def layer_view(chosen: Candidate) -> dict[str, Any] | None:
     tally: dict[str, int] = {}
     for row in chosen.layers:
         tally[row.achieved or "unknown"] = tally.get(row.achieved or "unknown", 0) + 1
-    differ = sum(row.requested != row.achieved for row in chosen.layers)
+    differ = sum(map(show.differs, chosen.layers))
     rows = [
         {
             "cells": [row.layer, row.op, row.requested or "—", row.achieved or "—"],
             "bytes": f"{row.weight_bytes:,}" if row.weight_bytes else "—",
             "time": "—" if row.time_ns is None else f"{row.time_ns / 1000:,.1f}",
-            "differs": row.requested != row.achieved,
+            "differs": show.differs(row),
             "reason": row.reason,
         }
         for row in chosen.layers[:LAYER_LIMIT]
@@ -177,10 +181,19 @@ def _target_notices(target: TargetResult) -> list[tuple[str, str]]:
                     c.score.reason,
                 )
             )
+    return found + _doubts(target)
+
+
+def _doubts(target: TargetResult) -> list[tuple[str, str]]:
+    """Doubts about measurements; those that differ in their numbers alone are said once."""
+    alike: dict[str, tuple[list[str], str]] = {}
+    for c in target.candidates:
         doubts = list(c.comparison.doubts) if c.comparison else []
         doubts += [f"batch {t.batch}: {doubt}" for t in c.timings for doubt in t.doubts]
-        found += [(f"{target.name}: {c.name}", doubt) for doubt in doubts]
-    return found
+        for doubt in doubts:
+            names, _ = alike.setdefault(re.sub(r"\d+(\.\d+)?", "#", doubt), ([], doubt))
+            names += [] if c.name in names else [c.name]
+    return [(f"{target.name}: {', '.join(names)}", doubt) for names, doubt in alike.values()]
 
 
 def _lead(target: TargetResult) -> str:
@@ -251,7 +264,7 @@ def _agreement(c: Candidate) -> str:
 
 def _sqnr(c: Candidate) -> str:
     found = c.comparison.sqnr_db if c.comparison else None
-    return "" if found is None else f"{found:.1f} dB"
+    return show.decibels(found)
 
 
 def _state(c: Candidate) -> str:

@@ -56,6 +56,18 @@ SHARES = frozenset(
 FLOATS = ("float", "f32", "f16", "bf16", "fp", "half", "bfloat")
 
 
+def source_name(reference: Reference) -> str:
+    """The original's name for headings: a file without its folders, a factory as it is."""
+    return reference.source.rstrip("/").rsplit("/", 1)[-1] or reference.source
+
+
+def decibels(value: float | None) -> str:
+    """A signal-to-noise ratio; beyond float's own precision the outputs are the same."""
+    if value is None:
+        return "—"
+    return "identical" if value >= 200 else f"{value:.1f} dB"
+
+
 def exit_meaning(record: RunRecord) -> str:
     """What the run's exit code says, in words."""
     if record.exit_code == 0 and record.state == "inconclusive":
@@ -161,9 +173,28 @@ def subject(target: TargetResult) -> Candidate | None:
         named = [c for c in built if c.name == target.shipped]
         if named:
             return named[0]
-    tried = [c for c in built if c.role == "candidate"] or built
+    named = [c for c in built if c.path.startswith("candidates/")]
+    tried = named or [c for c in built if c.role == "candidate"] or built
     failed = [sum(check.state == "fail" for check in c.checks) or 99 for c in tried]
     return tried[failed.index(min(failed))] if tried else None
+
+
+def passed_over(target: TargetResult) -> list[tuple[Candidate, Check]]:
+    """Candidates tried before the one that ships, each with the gate that stopped it."""
+    chosen = subject(target)
+    tried = [c for c in target.candidates if c.role == "candidate"]
+    if chosen not in tried or target.state == "fail":
+        return []
+    found = []
+    for c in tried[: tried.index(chosen)]:
+        stopped = [check for check in c.checks if check.state in ("fail", "inconclusive")]
+        found += [(c, check) for check in sorted(stopped, key=lambda k: k.state != "fail")[:1]]
+    return found
+
+
+def differs(row: LayerRow) -> bool:
+    """Whether the engine ran a layer in another precision than was asked, where one was asked."""
+    return bool(row.requested) and row.requested != row.achieved
 
 
 def twin_of(target: TargetResult) -> Candidate | None:
@@ -182,7 +213,7 @@ def kept_float(candidate: Candidate) -> list[LayerRow]:
         row
         for row in candidate.layers
         if is_float(row.achieved)
-        and (row.weight_bytes or row.reason or not is_float(row.requested))
+        and (row.weight_bytes or row.reason or (row.requested and not is_float(row.requested)))
     ]
 
 
