@@ -97,7 +97,9 @@ def _cast_tensors(model: Any, chosen: set[str]) -> None:
         stored, outs[tensor.name] = names.new(tensor.name), names.new("h")
         replaced[stored] = tensor.name
         model.graph.initializer.append(onnx.numpy_helper.from_array(half, stored))
-        made = onnx.helper.make_node("Cast", [stored], [outs[tensor.name]], to=onnx.TensorProto.FLOAT)
+        made = onnx.helper.make_node(
+            "Cast", [stored], [outs[tensor.name]], to=onnx.TensorProto.FLOAT
+        )
         casts.append(made)
     _rename_reads(model.graph, outs)
     replace(model.graph.node, [*casts, *model.graph.node])

@@ -14,7 +14,7 @@ from exporters._onnx_graph import STANDARD_DOMAINS, load_model, opset_of, save_m
 from exporters._onnx_opset import quantized_ops
 from exporters._schemes import ONNXRUNTIME
 from exporters.base import Context, Env, Keep, QuantScheme
-from runtimes.errors import BuildFailed, Refusal
+from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
 _KNOWN_DOMAINS = STANDARD_DOMAINS | {"com.microsoft"}
@@ -90,16 +90,12 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
 
 
 def require_smaller(source: Artifact, artifact: Artifact) -> None:
-    """Raise `BuildFailed` where quantizing made the files no smaller."""
+    """Raise `Unsupported` where the step made the files no smaller."""
     if artifact.size_bytes < source.size_bytes:
         return
-    raise BuildFailed(
-        "quantizing made the model no smaller",
-        where=source.entry,
-        expected=f"fewer than {source.size_bytes} bytes",
-        got=str(artifact.size_bytes),
-        fix="the weights are too small to pay for their scales: ship the float model",
-    )
+    why = f"the model got no smaller: {artifact.size_bytes} bytes after {source.size_bytes}"
+    fix = "its weights are too small to pay for their scales: ship the float model"
+    raise Unsupported("no effect", [Refusal("model", why, fix)], where=source.entry)
 
 
 def _facts(

@@ -113,7 +113,9 @@ def correct_biases(
     """
     names, changed = Names(model.graph), []
     for node in model.graph.node:
-        mean = means.get(node.input[0]) if node.name in errors and node.op_type != "MatMul" else None
+        mean = (
+            means.get(node.input[0]) if node.name in errors and node.op_type != "MatMul" else None
+        )
         if mean is None:
             continue
         lost = mean_lost(node, errors[node.name], np.asarray(mean))

@@ -23,7 +23,14 @@ from compressor.quantization.onnx_weights import (
 )
 from compressor.quantization.storage import Tensor, keep_in_8_bits
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import OPSET, drop_dead_weights, load_model, opset_of, replace, save_model
+from exporters._onnx_graph import (
+    OPSET,
+    drop_dead_weights,
+    load_model,
+    opset_of,
+    replace,
+    save_model,
+)
 from exporters._onnx_opset import upgrade_opset
 from exporters.base import Context, Env
 from runtimes.errors import Refusal
@@ -84,7 +91,9 @@ def _weight(graph: Index, node: Any, port: int) -> Weight | None:
 
 def _reads_as_weight(node: Any, name: str) -> bool:
     ports = _PORTS.get(node.op_type, ())
-    return all(i in ports for i, read in enumerate(node.input) if read == name) and name in node.input
+    return (
+        all(i in ports for i, read in enumerate(node.input) if read == name) and name in node.input
+    )
 
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
@@ -96,7 +105,9 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
         why = f"no {kind} of {options.least} values or more outside what `keep` names"
         return [Refusal("model", why, "ship it as it is")]
     if options.bits == 4 and opset_of(upgrade_opset(model)[0]) < OPSET:
-        why = f"operator set {opset_of(model)} has no INT4 and the model cannot be raised to {OPSET}"
+        why = (
+            f"operator set {opset_of(model)} has no INT4 and the model cannot be raised to {OPSET}"
+        )
         return [Refusal("model", why, f"export with operator set {OPSET}, or use bits: 8")]
     return []
 
@@ -117,11 +128,17 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     data = env.data.get("calibration")
     if data is not None and options.bias_correction:
         feeds = lambda: batches(data, source.inputs, options.samples)  # noqa: E731
-        store.correct(lambda axes: calibrate(model, [], axes, feeds, threads=env.context.threads).means)
+        store.correct(
+            lambda axes: calibrate(model, [], axes, feeds, threads=env.context.threads).means
+        )
     store.write()
     path = env.work / source.entry
     save_model(model, path)
-    facts = {**source.facts, "storage": store.facts(), "notes": [*source.facts.get("notes", []), store.note()]}
+    facts = {
+        **source.facts,
+        "storage": store.facts(),
+        "notes": [*source.facts.get("notes", []), store.note()],
+    }
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
     )
@@ -187,7 +204,9 @@ class _Store:
             if weight.dequantize is None:
                 before.setdefault(weight.node.name, []).extend(self._float_form(weight, stored))
             elif stored.bits == 4:
-                before.setdefault(weight.dequantize.output[0], []).extend(self._integer_form(weight, stored))
+                before.setdefault(weight.dequantize.output[0], []).extend(
+                    self._integer_form(weight, stored)
+                )
         nodes = []
         for node in self.model.graph.node:
             key = node.output[0] if node.op_type == "DequantizeLinear" else node.name
@@ -220,7 +239,11 @@ class _Store:
     def _float_form(self, weight: Weight, stored: _Stored) -> list[Any]:
         import onnx
 
-        integers, floats, out = self._tensor(weight, stored), self.names.new("w"), self.names.new("w")
+        integers, floats, out = (
+            self._tensor(weight, stored),
+            self.names.new("w"),
+            self.names.new("w"),
+        )
         scale = self._array("ws", broadcast(stored.scale, weight.axis, weight.values.ndim))
         for node in self.graph.consumers[weight.tensor.name]:
             node.input[:] = [out if name == weight.tensor.name else name for name in node.input]
@@ -271,7 +294,10 @@ class _Store:
 
     def note(self) -> str:
         """One sentence for the user."""
-        return storage_note({w.tensor.name: self.made[w.tensor.name].bits for w in self.weights}, self.facts()["share_4_bits"])
+        return storage_note(
+            {w.tensor.name: self.made[w.tensor.name].bits for w in self.weights},
+            self.facts()["share_4_bits"],
+        )
 
 
 def storage_note(bits: dict[str, int], share: float) -> str:

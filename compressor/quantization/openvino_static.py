@@ -22,8 +22,9 @@ from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_weights import WEIGHTED_TYPES, weight_bits
 from exporters._drop_in import require_drop_in
 from exporters.base import Env
-from runtimes.errors import BuildFailed, MissingTool, Refusal
+from runtimes.errors import MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
+
 
 def refusals(source: Artifact) -> list[Refusal]:
     """Why NNCF will not take this model: it is quantized already, or nothing in it can be."""
@@ -51,9 +52,8 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     write_ir(made, path, source)
     rows = requested(made, stay)
     if not any(row["requested"] == "int8" for row in rows):
-        raise BuildFailed(
-            "no layer was quantized", where="quantize_static", fix="see which layers `keep` names"
-        )
+        left = [Refusal(row["layer"], row["reason"]) for row in rows]
+        raise Unsupported("no layer was quantized", left, where="quantize_static")
     facts = {**source.facts, **_facts(source, rows, options, env)}
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
@@ -109,7 +109,9 @@ def quiet_nncf() -> Any:
         import nncf.quantization.range_estimator
     except ImportError as error:
         raise MissingTool(
-            "nncf is not installed", where="quantize_static", fix="pip install edge-compressor[openvino]"
+            "nncf is not installed",
+            where="quantize_static",
+            fix="pip install edge-compressor[openvino]",
         ) from error
     finally:
         if before is None:
@@ -142,15 +144,17 @@ def _left(op: Any) -> str:
     return "NNCF left it float"
 
 
-def _facts(
-    source: Artifact, rows: list[dict[str, str]], options: Any, env: Env
-) -> dict[str, Any]:
+def _facts(source: Artifact, rows: list[dict[str, str]], options: Any, env: Env) -> dict[str, Any]:
     import nncf
     import openvino as ov
 
     left = [f"{row['layer']} ({row['reason']})" for row in rows if row["requested"] == "float32"]
     count = sum(row["requested"] == "int8" for row in rows)
-    note = f"kept float: {', '.join(left)}" if left else f"all {count} layers with weights were asked to run in INT8"
+    note = (
+        f"kept float: {', '.join(left)}"
+        if left
+        else f"all {count} layers with weights were asked to run in INT8"
+    )
     used = min(options.samples, len(env.data["calibration"]))
     return {
         "requested": rows,

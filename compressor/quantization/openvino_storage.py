@@ -41,7 +41,11 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     stay: set[str] = set()
     if options.bits == 4:
         noise = [
-            Tensor(w.top.get_friendly_name(), w.values.size, _noise(w, *made[w.top.get_friendly_name()]))
+            Tensor(
+                w.top.get_friendly_name(),
+                w.values.size,
+                _noise(w, *made[w.top.get_friendly_name()]),
+            )
             for w in weights
         ]
         stay = keep_in_8_bits(noise, options.share)
@@ -54,7 +58,9 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
             continue
         integers, scale = _round(weight, 8) if key in stay else made[key]
         replace_weight(weight, integers, scale, width)
-    share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(w.values.size for w in weights)
+    share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(
+        w.values.size for w in weights
+    )
     write_ir(model, env.work / source.entry, source)
     facts = {
         **source.facts,

@@ -1,0 +1,183 @@
+"""Where the bytes of an artifact's files are, by class of tensor; the rows sum exactly to the files."""
+
+from __future__ import annotations
+
+import json
+import struct
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compressor.result import LedgerRow
+from runtimes.types import Artifact
+
+_SMALL = 2  # rank below which a constant is a bias or a scale, not a weight
+_SCALE_READERS = {"QuantizeLinear": (1,), "DequantizeLinear": (1,)}
+_ZERO_READERS = {"QuantizeLinear": (2,), "DequantizeLinear": (2,)}
+_BIAS_READERS = {
+    "Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "GRU": (3,), "LSTM": (3,), "RNN": (3,),
+    "LayerNormalization": (2,), "BatchNormalization": (2,),
+}  # fmt: skip
+_PRECISIONS = {
+    "float32": "float", "float64": "float", "float16": "half", "bfloat16": "half", "int8": "int8",
+    "uint8": "int8", "int4": "int4", "uint4": "int4",
+    "f32": "float", "f64": "float", "f16": "half", "bf16": "half", "i8": "int8", "u8": "int8",
+    "i4": "int4", "u4": "int4",
+    "F32": "float", "F64": "float", "F16": "half", "BF16": "half", "I8": "int8", "U8": "int8",
+}  # fmt: skip
+
+Found = Iterator[tuple[str, int]]  # kind, bytes
+
+
+def ledger(artifact: Artifact) -> list[LedgerRow]:
+    """Bytes by kind, largest first: `weights int4|int8|half|float`, `scales`, `zero points`,
+    `biases`, `constants` (shapes, indices), and `graph` for everything that is no tensor.
+    """
+    totals: dict[str, list[int]] = {}
+    for kind, size in _tensors(artifact):
+        row = totals.setdefault(kind, [0, 0])
+        row[0], row[1] = row[0] + size, row[1] + 1
+    rest = artifact.size_bytes - sum(size for size, _ in totals.values())
+    rows = [LedgerRow(kind, size, count) for kind, (size, count) in totals.items() if size]
+    return sorted([*rows, LedgerRow("graph", rest)], key=lambda row: (-row.size_bytes, row.kind))
+
+
+def _tensors(artifact: Artifact) -> Found:
+    suffix = artifact.path.suffix
+    if suffix == ".onnx":
+        return _onnx(artifact.path)
+    if suffix == ".xml":
+        return _openvino(artifact.path)
+    return _safetensors(artifact)
+
+
+def _onnx(path: Path) -> Found:
+    import onnx
+
+    from exporters._onnx_graph import graphs, tensors
+
+    model = onnx.load(str(path), load_external_data=False)
+    roles = {name: role for graph in graphs(model.graph) for name, role in _roles(graph).items()}
+    for tensor in tensors(model):
+        yield _kind_onnx(tensor, roles), _size_onnx(tensor)
+
+
+def _roles(graph: Any) -> dict[str, str]:
+    """Initializer → what it is to the node that reads it, seen through casts and dequantization."""
+    passing = {"Cast", "DequantizeLinear"}
+    makers = {n.output[0]: n for n in graph.node if n.op_type in passing}
+    roles: dict[str, str] = {}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            role = _role(node.op_type, i)
+            while role and name in makers:
+                name = makers[name].input[0]  # noqa: PLW2901 - walk up to the stored tensor
+            if role:
+                roles.setdefault(name, role)
+        if node.op_type == "Mul" and node.input[0] in makers:
+            roles.setdefault(node.input[1], "scales")  # a stored weight times its scale
+    return roles
+
+
+def _role(op: str, port: int) -> str:
+    if port in _SCALE_READERS.get(op, ()):
+        return "scales"
+    if port in _ZERO_READERS.get(op, ()):
+        return "zero points"
+    return "biases" if port in _BIAS_READERS.get(op, ()) else ""
+
+
+def _kind_onnx(tensor: Any, roles: dict[str, str]) -> str:
+    import onnx
+
+    if tensor.name in roles:
+        return roles[tensor.name]
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+    except KeyError:
+        dtype = ""
+    return _kind(dtype, len(tensor.dims))
+
+
+def _kind(dtype: str, rank: int) -> str:
+    precision = _PRECISIONS.get(dtype)
+    if precision is None:
+        return "constants"
+    if rank < _SMALL:
+        return "biases" if precision == "float" and rank else "constants"
+    return "weights " + precision
+
+
+def _size_onnx(tensor: Any) -> int:
+    """Bytes of a tensor's values as they lie in the files."""
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        return int(fields.get("length", 0))
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    bare = onnx.TensorProto()
+    bare.CopyFrom(tensor)
+    for field in (
+        "int32_data",
+        "int64_data",
+        "float_data",
+        "double_data",
+        "uint64_data",
+        "string_data",
+    ):
+        bare.ClearField(field)
+    return int(tensor.ByteSize() - bare.ByteSize())
+
+
+def _openvino(path: Path) -> Found:
+    """Constants of an IR; those that share bytes in the .bin are counted once."""
+    root = ET.parse(path).getroot()  # noqa: S314 - an artifact of ours
+    seen: set[int] = set()
+    for net in [root, *root.iter("body")]:
+        yield from _openvino_net(net, seen)
+
+
+def _openvino_net(net: ET.Element, seen: set[int]) -> Found:
+    layers = {layer.get("id", ""): layer for layer in net.iterfind("layers/layer")}
+    readers: dict[str, list[tuple[str, int]]] = {}
+    for edge in net.iterfind("edges/edge"):
+        kind = layers[edge.get("to-layer", "")].get("type", "")
+        port = int(edge.get("to-port", "0"))
+        readers.setdefault(edge.get("from-layer", ""), []).append((kind, port))
+    for number, layer in layers.items():
+        data = layer.find("data")
+        if layer.get("type") != "Const" or data is None:
+            continue
+        offset, size = int(data.get("offset", "0")), int(data.get("size", "0"))
+        if offset not in seen:
+            seen.add(offset)
+            yield _kind_openvino(data, readers.get(number, [])), size
+
+
+def _kind_openvino(data: ET.Element, readers: list[tuple[str, int]]) -> str:
+    shape = [int(x) for x in (data.get("shape") or "").replace(" ", "").split(",") if x]
+    dtype = data.get("element_type", "")
+    wide = [size for size in shape if size > 1]
+    kinds = {kind for kind, _ in readers}
+    if _PRECISIONS.get(dtype) is None:
+        return "constants"
+    if kinds & {"FakeQuantize"}:
+        return "scales"
+    if len(wide) < _SMALL and _PRECISIONS[dtype] == "float":
+        return "scales" if kinds == {"Multiply"} else "biases"
+    return "weights " + _PRECISIONS[dtype]
+
+
+def _safetensors(artifact: Artifact) -> Found:
+    for name in artifact.files:
+        if name.endswith(".safetensors"):
+            with (artifact.root / name).open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+            for key, entry in header.items():
+                if key != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    yield _kind(entry["dtype"], len(entry["shape"])), end - start
