@@ -78,6 +78,11 @@ class Judge:
         self.progress.end(f"{value} ({'reused' if kept is not None else f'{found.n:,} samples'})")
         return found
 
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be judged at all, and not only how far the outputs moved."""
+        return self.metric is not None and self.metric.kind != "free"
+
     def score_original(self, onnx: Artifact) -> Evaluation | None:
         """The original's outcomes, through ONNX Runtime, which every installation has."""
         return self.score(onnx, REFERENCE_ENGINE, "CPU", "original")

@@ -1,10 +1,10 @@
 """The output folder: artifacts, run.json and everything derived from it, each written whole.
 
-    run.json  report.html  report.md  junit.xml  recipe.lock.yaml
-    <target>/               the artifact that ships
-    candidates/<target>-<name>/   the best one that failed, with FAILED.txt
-    packages/<model>-<target>.tar.gz
-    samples/                raw timings and per-sample outcomes
+run.json  report.html  report.md  junit.xml  recipe.lock.yaml
+<target>/               the artifact that ships
+candidates/<target>-<name>/   the best one that failed, with FAILED.txt
+packages/<model>-<target>.tar.gz
+samples/                raw timings and per-sample outcomes
 """
 
 from __future__ import annotations

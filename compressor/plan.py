@@ -11,9 +11,10 @@ from compressor.recipe import Recipe, parse_range
 from compressor.schema import Problem, Problems
 from compressor.steps import load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
-from exporters.base import Context, StepSpec, Target
+from exporters.base import Context, QuantScheme, StepSpec, Target
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, MissingTool, UsageError
+from runtimes.host import facts
 from runtimes.types import Artifact, TensorSpec
 
 TORCH_FORMATS = frozenset({"module", "exported"})
@@ -73,6 +74,7 @@ class _Planner:
     source_format: str
     roles: frozenset[str]
     context: Context
+    labelled: bool = True
     problems: list[Problem] = field(default_factory=list)
 
     def plan(self) -> Plan:
@@ -122,7 +124,7 @@ class _Planner:
         return replace(
             self.context,
             target=name,
-            scheme=target.scheme,
+            scheme=scheme_here(target),
             keep=self.recipe.kept(),
             shapes=shapes,
             device=spec.device or target.device,
@@ -265,7 +267,16 @@ class _Planner:
                     self._caught(error)
                     continue
                 chosen[gate.metric, gate.batch] = gate
-        return complete_gates(tuple(chosen.values()))
+        return complete_gates(tuple(chosen.values()), self.labelled)
+
+
+def scheme_here(target: Target) -> QuantScheme | None:
+    """The target's integers on this machine's CPU, where the instruction set decides."""
+    module: Any = load_step("to_" + target.name)
+    if not hasattr(module, "scheme_for"):
+        return target.scheme
+    scheme: QuantScheme = module.scheme_for(facts()["isa"])
+    return scheme
 
 
 def replace_problems(planner: _Planner) -> _Planner:
@@ -273,10 +284,16 @@ def replace_problems(planner: _Planner) -> _Planner:
     return replace(planner, problems=[])
 
 
-def complete_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
-    """`gates` plus the default of every question they do not answer: accuracy, speed, size."""
-    accuracy = {"accuracy_drop", "relative_drop", "agreement"}
-    speed = {"speedup", "p50", "p90", "p99", "latency_ns"}
+UNLABELLED = ("agreement>=97%", "sqnr>=15dB")  # how far outputs may move when nothing says more
+
+
+def complete_gates(gates: tuple[Gate, ...], labelled: bool = True) -> tuple[Gate, ...]:
+    """`gates` plus the default of every question they do not answer: accuracy, speed, size.
+
+    Without labels the outputs themselves are held against the original's.
+    """
+    accuracy = {"accuracy_drop", "relative_drop", "agreement", "sqnr"}
+    speed = {"speedup", "p50", "p99", "latency_ns"}
     size = {"size_reduction", "size", "luts"}
     named = {g.metric for g in gates}
     missing = [
@@ -285,6 +302,8 @@ def complete_gates(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
         for group in (accuracy, speed, size)
         if gate.metric in group and not named & group
     ]
+    if not labelled and not named & {"agreement", "sqnr"}:
+        missing += [parse_gate(text) for text in UNLABELLED]
     return (*gates, *missing)
 
 
@@ -296,6 +315,7 @@ def make_plan(
     inputs: Sequence[TensorSpec],
     roles: frozenset[str],
     context: Context,
+    labelled: bool = True,
 ) -> Plan:
     """The plan of a recipe, or `Problems` with everything that stands in its way.
 
@@ -306,8 +326,9 @@ def make_plan(
         inputs: the model's inputs, as far as known.
         roles: which data sets are given.
         context: seed, threads and typical dimensions of the run.
+        labelled: accuracy can be judged.
     """
-    return _Planner(recipe, source, inputs, source_format, roles, context).plan()
+    return _Planner(recipe, source, inputs, source_format, roles, context, labelled).plan()
 
 
 def resolve_shapes(

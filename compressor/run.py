@@ -97,6 +97,7 @@ class _Run:
         source = self.opened.source
         dims = typical_dims(source, self._sets())
         context = Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS)
+        self.judge = self._make_judge(dims)
         self.plan: Plan = make_plan(
             recipe,
             source=source,
@@ -104,6 +105,7 @@ class _Run:
             inputs=source.inputs,
             roles=frozenset(self.opened.data),
             context=context,
+            labelled=self.judge.labelled,
         )
         self.engine = Engine(
             request.store,
@@ -116,7 +118,6 @@ class _Run:
             self._trial,
             records=[self.opened.record],
         )
-        self.judge = self._make_judge(dims)
 
     def _sets(self) -> dict[str, Samples]:
         sets = dict(self.opened.data)
@@ -125,7 +126,7 @@ class _Run:
         return sets
 
     def _make_judge(self, dims: Mapping[str, int]) -> Judge:
-        from compressor.metrics import choose_metric, load_evaluator
+        from compressor.choosing import choose_metric, load_evaluator
 
         recipe, request = self.request.recipe, self.request
         evaluator = load_evaluator(recipe.evaluator, request.base_dir)

@@ -276,8 +276,8 @@ def _failure_code(tried: list[Built], explicit: bool) -> int:
 def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) -> str:
     word = {
         "pass": "passes every gate",
-        "not_judged": "no gate failed; not every gate could be judged",
-        "inconclusive": "no gate failed, but the data cannot decide",
+        "not_judged": "fails no gate; not every gate could be judged",
+        "inconclusive": "fails no gate, but not every gate could be decided",
     }[state]
     before = [b.candidate.name for b in tried if b.candidate.name != candidate.name]
     passed_over = before[: [b.candidate.name for b in tried].index(candidate.name)]

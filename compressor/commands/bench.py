@@ -66,7 +66,7 @@ def _bench_feeds(args: argparse.Namespace, artifact: Artifact, batch: int) -> li
 
 def _print_bench(found: Any) -> None:
     first = found.variants[0].name
-    print(f"{'artifact':28} {'batch':>5} {'p50 ms':>9} {'p99 ms':>9}  faster than {first}")
+    print(f"{'artifact':28} {'batch':>5} {'p50 ms':>9} {'p99 ms':>9}  times as fast as {first}")
     for variant in found.variants:
         for batch in found.batches:
             if failure := found.failure(variant.name, batch):

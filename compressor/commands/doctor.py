@@ -15,7 +15,7 @@ def doctor_verb(args: argparse.Namespace) -> int:
     from compressor.doctor import diagnose, render
 
     findings = diagnose()
-    print(json.dumps(to_json(findings), indent=1) if args.json else render(findings))
+    print(json.dumps(to_json(findings), indent=1) if args.json else "\n".join(render(findings)))
     return 4 if any(f.state == "missing" and getattr(f, "required", False) for f in findings) else 0
 
 
