@@ -285,11 +285,12 @@ def _timing_rows(batch: int, timings: list[Timing | None]) -> list[tuple[str, Ce
 
 
 def _median(t: Timing) -> str:
-    low, high = t.p50_interval_ms
+    # The bounds take the unit of the figure above them: microseconds below 0.1 ms.
+    low, high = (bound * (1000 if t.p50_ms < 0.1 else 1) for bound in t.p50_interval_ms)
     source = "" if t.source == "timed" else f" {t.source}"
     return f"{show.ms(t.p50_ms)}{source} ({low:.3g}–{high:.3g})"
 
 
 def _p99(t: Timing) -> str:
-    upper = "" if t.p99_upper_ms is None else f" (≤ {t.p99_upper_ms:.3g})"
+    upper = "" if t.p99_upper_ms is None else f" (≤ {show.ms(t.p99_upper_ms)})"
     return show.ms(t.p99_ms) + upper

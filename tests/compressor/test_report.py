@@ -13,8 +13,10 @@ import pytest
 from compressor.record import parse_record, record_text
 from compressor.report import html, junit, markdown, terminal, write_reports
 from compressor.report_markdown import MARKER
+from compressor.report_view import before_after, notices
 from compressor.result import Check, Comparison, Failure, LayerRow, RunRecord, Score
-from tests.run_records import candidate, every_kind, record, target
+from compressor.show import check_text, differs
+from tests.run_records import candidate, checks, every_kind, record, target, timing
 
 KINDS = every_kind()
 EVIL = "<script>alert('x')</script><!-- \x1b[31m ]]> | `code` **b** \" & \u0000 \ud800 é"
@@ -246,6 +248,49 @@ def test_terminal_without_labels_gives_agreement():
     one = candidate("int8", 0.0, 2.0, score=score, comparison=compared)
     text = "\n".join(terminal(record(target(shipped="int8", candidates=[one]))))
     assert "no labels: answers as the original on 98.0 %, SQNR 21.4 dB, n = 512" in text
+
+
+def stopped() -> RunRecord:
+    """int8 ships, because int8-w4 failed its size gate before it."""
+    one = target(shipped="int8")
+    failed = dataclasses.replace(one.candidates[0], checks=checks("fail"), state="fail")
+    return record(dataclasses.replace(one, candidates=[failed, *one.candidates[1:]]))
+
+
+def test_what_was_tried_first_says_what_stopped_it():
+    text = "\n".join(terminal(stopped()))
+    assert "not taken  int8-w4: size_reduction>=95%: 92.9 % smaller, the gate asks" in text
+    assert "int8-w4 was not taken" in html(stopped())
+
+
+def test_doubts_that_differ_in_numbers_alone_are_said_once():
+    one = target()
+    noisy = [
+        dataclasses.replace(c, timings=[timing(1, 1.0, 1.0, doubts=[f"{i}.5 cores busy"])])
+        for i, c in enumerate(one.candidates)
+    ]
+    found = notices(record(dataclasses.replace(one, candidates=noisy)))
+    assert found == [("onnxruntime: int8-w4, int8, half, twin", "batch 1: 0.5 cores busy")]
+
+
+def test_microseconds_have_bounds_in_microseconds():
+    one = candidate("int8", 0.0, 2.0, timings=[timing(1, 0.0669, 2.0)])
+    table = before_after(record(), target(shipped="int8", candidates=[one]))
+    assert ("66.9 µs", "66.1–67.7") in dict(table["rows"])["Batch 1: p50"]
+
+
+def test_only_layers_that_were_asked_for_can_differ():
+    rows = [LayerRow("a", "Conv", "", "float32"), LayerRow("b", "Conv", "int8", "float32")]
+    assert [differs(row) for row in rows] == [False, True]
+
+
+def test_gate_sentences_lose_the_verdict_that_stands_beside_them():
+    check = Check("g", "fail", "model has 59 kB, limit 1 kB: fail, n=4")
+    assert check_text(check) == "model has 59 kB, limit 1 kB, n=4"
+    several = Check("g", "fail", "batch 1: 2x: pass; batch 16: 1x: fail")
+    assert check_text(several) == several.text
+    unsure = Check("g", "inconclusive", "drop 1 of 9: inconclusive", needed=1200)
+    assert check_text(unsure) == "drop 1 of 9 (1,200 samples would decide it)"
 
 
 def test_a_bare_record_has_reports(tmp_path):
