@@ -13,7 +13,6 @@ from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import TensorSpec
 
-
 _NOISE = 1e-6  # what may differ around an output that is all zeros
 
 

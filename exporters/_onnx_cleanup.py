@@ -77,7 +77,8 @@ def _bypass(graph: Any, node: Any, before: list[Any], renames: dict[str, str]) -
         renames[result] = source
         return True
     producer = next((n for n in before if source in n.output), None)
-    if producer is None or source in outputs or any(subgraphs(n) for n in graph.node):
+    nested = any(True for other in graph.node for _ in subgraphs(other))
+    if producer is None or source in outputs or nested:
         return False
     for i, name in enumerate(producer.output):
         if name == source:

@@ -117,7 +117,7 @@ def normalise(model: Any) -> tuple[Any, list[str]]:
     strip(model)
     for tensor in tensors(model):
         make_raw(tensor)
-    model.ir_version = max(4, onnx.helper.find_min_ir_version_for(model.opset_import))
+    model.ir_version = max(4, onnx.helper.find_min_ir_version_for(model.opset_import, True))
     return model, notes
 
 

@@ -1,8 +1,8 @@
 """OpenVINO IR files with the same bytes every time, and as few of them as engines need.
 
 OpenVINO numbers the nodes it makes with a counter of the process, so a second conversion writes
-other names; `save_ir` renumbers them in the file's order. It also drops indentation, the names of
-inner tensors and runtime info that no engine reads.
+other names; `save_ir` renumbers them in the file's order. It also drops what the reader does not
+read or infers again: indentation, names of inner tensors, shapes of ports, idle runtime info.
 """
 
 from __future__ import annotations
@@ -95,6 +95,12 @@ def _once(name: str, seen: dict[str, int]) -> str:
 
 
 def _strip_layer(layer: ET.Element) -> None:
+    # Shapes of ports are inferred again when the file is read; inputs have their source's dtype.
+    for port in (*layer.iterfind("input/port"), *layer.iterfind("output/port")):
+        for dim in port.findall("dim"):
+            port.remove(dim)
+    for port in layer.iterfind("input/port"):
+        port.attrib.pop("precision", None)
     for info in layer.findall("rt_info"):
         for attribute in list(info):
             if attribute.get("name") in _IDLE_INFO:
