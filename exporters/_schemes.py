@@ -1,13 +1,15 @@
-"""The integers each CPU engine wants: one declaration per target, used by the quantization passes."""
+"""The integers each CPU engine wants: one declaration per target, for the quantization passes."""
 
 from __future__ import annotations
 
 from exporters.base import QuantScheme
 
 _MOVING = frozenset(
-    {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split",
-     "Identity", "DepthToSpace"}
+    {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather",
+     "Split", "Identity", "DepthToSpace"}
 )  # fmt: skip
+
+_STORE = "quantize_weights stores its weights in integers"
 
 # Integer kernels that ONNX Runtime 1.31's CPU provider makes of Q/DQ pairs and that pay off there;
 # found in its optimized graphs (benchmarks/quantization_engines).
@@ -21,9 +23,9 @@ ONNXRUNTIME = QuantScheme(
         "ConvTranspose": "ONNX Runtime has no integer ConvTranspose on CPUs",
         "Softmax": "8-bit attention weights cost accuracy and save nothing",
         "LayerNormalization": "normalization stays float on purpose",
-        "GRU": "ONNX Runtime has no integer GRU; quantize_weights stores its weights in integers",
-        "LSTM": "a static integer LSTM is not run; quantize_weights stores its weights in integers",
-        "RNN": "ONNX Runtime has no integer RNN; quantize_weights stores its weights in integers",
+        "GRU": "ONNX Runtime has no integer GRU; " + _STORE,
+        "LSTM": "a static integer LSTM is not run; " + _STORE,
+        "RNN": "ONNX Runtime has no integer RNN; " + _STORE,
     },
 )  # fmt: skip
 
@@ -35,8 +37,8 @@ OPENVINO = QuantScheme(
     never={
         "Softmax": "normalization stays float on purpose",
         "LayerNormalization": "normalization stays float on purpose",
-        "GRU": "OpenVINO's integer GRU is not used; quantize_weights stores its weights in integers",
-        "LSTM": "OpenVINO's integer LSTM is not used; quantize_weights stores its weights in integers",
-        "RNN": "OpenVINO has no integer RNN; quantize_weights stores its weights in integers",
+        "GRU": "OpenVINO's integer GRU is not used; " + _STORE,
+        "LSTM": "OpenVINO's integer LSTM is not used; " + _STORE,
+        "RNN": "OpenVINO has no integer RNN; " + _STORE,
     },
 )

@@ -42,7 +42,7 @@ class Options:
 
 
 def tools() -> dict[str, str]:
-    """Versions of what calibrates: ONNX Runtime, and NNCF with OpenVINO where they are installed."""
+    """Versions of what calibrates: ONNX Runtime; NNCF and OpenVINO where they are installed."""
     found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
     for name in ("nncf", "openvino"):
         try:

@@ -1,4 +1,4 @@
-"""Weights stored in 8 or 4 bits, in the form that each engine folds: bytes go, speed stays.
+"""Weights stored in 8 or 4 bits, in the form each engine folds: bytes go, speed stays.
 
 Under an INT8 kernel: INT4 → `Cast`(INT8) → DequantizeLinear, which ONNX Runtime and OpenVINO fold
 while they load. Weights of float layers (recurrent ones, embeddings, unquantized convolutions):
@@ -32,7 +32,7 @@ class Options:
         share: of the weights' values, at least this much gets `bits` = 4; the rest, where 4 bits
             hurt most, stays at 8.
         least: smaller tensors (in values) are left as they are.
-        bias_correction: undo the shift of each layer's mean output, where calibration data is given.
+        bias_correction: undo the shift of each layer's mean output, given calibration data.
         samples: of the calibration data, for that.
     """
 
@@ -65,7 +65,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
-    """Store the weights; raises `Unsupported` where there are none, `BuildFailed` if nothing shrank."""
+    """Store the weights; raises `Unsupported` where there are none, or nothing shrank."""
     found = refusals(source, options, env.context)
     if found:
         where = "quantize_weights"

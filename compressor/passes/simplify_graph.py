@@ -34,7 +34,7 @@ class Options:
 
 
 def tools() -> dict[str, str]:
-    """onnxslim's version; `MissingTool` naming the extra."""
+    """Version of onnxslim; `MissingTool` naming the extra."""
     try:
         return {name: metadata.version(name) for name in ("onnx", "onnxslim")}
     except metadata.PackageNotFoundError as error:

@@ -55,7 +55,7 @@ def calibrate(
     *,
     method: str = "minmax",
     threads: int = 1,
-    told: Callable[[int], None] = lambda samples: None,
+    told: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Run `data` through `model` (an `onnx.ModelProto`, left as it is) and collect statistics.
 
@@ -75,7 +75,8 @@ def calibrate(
     found = Statistics()
     for outputs, count in _stream(_with_taps(model, tensors, mean_axes), data, threads):
         _merge(found, outputs, count)
-        told(found.samples)
+        if told is not None:
+            told(found.samples)
     _check_finite(found.ranges)
     if method == "mse" and found.ranges:
         found.ranges = _least_squares_ranges(model, found.ranges, data, threads)

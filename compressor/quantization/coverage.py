@@ -1,4 +1,4 @@
-"""Before any work: which nodes of an ONNX model will run in INT8 on a target, and why the rest not."""
+"""Before any work: which nodes of an ONNX model a target will run in INT8, and why not the rest."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def _tensors(model: Any, least: int, keep: Keep) -> tuple[list[str], list[str]]:
 
     graph = index(model)
     stay = kept(named_nodes(model), keep)
-    fits, beyond = [], []
+    fits: list[str] = []
+    beyond: list[str] = []
     for name, tensor in graph.weights.items():
         readers = graph.consumers.get(name, [])
         if tensor.data_type != onnx.TensorProto.FLOAT or name in graph.outputs:
@@ -117,7 +118,8 @@ def _constants(model: Any, least: int, keep: Keep) -> tuple[list[Any], list[str]
     from compressor.quantization.openvino_names import named
 
     stay = kept(named(model), keep)
-    fits, beyond = [], []
+    fits: list[Any] = []
+    beyond: list[str] = []
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() != "f32":
             continue

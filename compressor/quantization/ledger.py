@@ -1,4 +1,4 @@
-"""Where the bytes of an artifact's files are, by class of tensor; the rows sum exactly to the files."""
+"""Where an artifact's bytes are, by class of tensor; the rows sum exactly to its files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _roles(graph: Any) -> dict[str, str]:
         for i, name in enumerate(node.input):
             role = _role(node.op_type, i)
             while role and name in makers:
-                name = makers[name].input[0]  # noqa: PLW2901 - walk up to the stored tensor
+                name = makers[name].input[0]  # walk up to the stored tensor
             if role:
                 roles.setdefault(name, role)
         if node.op_type == "Mul" and node.input[0] in makers:

@@ -16,7 +16,7 @@ from exporters._onnx_graph import replace
 
 
 def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
-    """Rewrite HardSwish and spatial means in place, but not nodes in `kept`; returns their names."""
+    """Rewrite HardSwish and spatial means in place, nodes in `kept` apart; returns their names."""
     names, nodes, done = Names(model.graph), [], []
     for node in model.graph.node:
         made = None if node.name in kept else _lowered(node, graph, names, model.graph)

@@ -98,7 +98,7 @@ class Names:
 
 
 def take_over_names(graph: Any, made: dict[str, str]) -> None:
-    """Give initializers (new name → old name) the name of the tensor they replaced, where it is gone."""
+    """Give initializers (new → old name) the name of the tensor they replaced, where it is gone."""
     present = {tensor.name for tensor in graph.initializer}
     renames = {new: old for new, old in made.items() if new in present and old not in present}
     for tensor in graph.initializer:

@@ -57,7 +57,7 @@ def quantize(
     method: str = "minmax",
     bias_correction: bool = True,
     threads: int = 1,
-    told: Callable[[int], None] = lambda samples: None,
+    told: Callable[[int], None] | None = None,
 ) -> Quantized:
     """`model` (left as it is) with Q/DQ pairs and 8-bit weights, after `scheme`."""
     copy, graph, plan = planned(model, scheme, keep)
@@ -107,7 +107,7 @@ def correct_biases(
 ) -> list[str]:
     """Add to each Conv's and Gemm's bias what rounding its weight takes from its mean output.
 
-    The expectation over the layer's mean input, as in fast bias correction (Nagel et al., "Data-Free
+    Expectation over the layer's mean input, as in fast bias correction (Nagel et al., "Data-Free
     Quantization", 2019; NNCF); borders of a padded Conv are taken as if they were inside. `errors`
     holds, by node, the weight minus what it is rounded to. Returns the nodes changed.
     """

@@ -1,4 +1,4 @@
-"""Weights of an ONNX graph in 8 or 4 bits, in the form that engines fold (see `quantize_weights`)."""
+"""Weights of an ONNX graph in 8 or 4 bits, in the form engines fold (see `quantize_weights`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PORTS = {
 class Weight:
     """A stored weight: its tensor, the node that computes with it, its values.
 
-    `dequantize` is the DequantizeLinear that reads it where it is an INT8 one under an integer node.
+    `dequantize` is the DequantizeLinear that reads it, where it is an INT8 one.
     """
 
     tensor: Any

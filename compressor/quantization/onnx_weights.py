@@ -18,7 +18,7 @@ _CLIPS = np.linspace(0.4, 1.0, 49)
 
 
 def output_axis(node: Any, rank: int) -> int:
-    """Axis of the output channels of the weight (of `rank`) that `node` reads: rows of one scale."""
+    """Axis of the output channels of the weight of `rank` that `node` reads."""
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     if node.op_type == "MatMul":

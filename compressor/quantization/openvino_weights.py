@@ -29,7 +29,7 @@ class Weight:
 
     Attributes:
         name: friendly name of the (first) layer that reads it.
-        top: node whose output the layers read: the constant itself, or the last of its dequantization.
+        top: node whose output the layers read: the constant, or the last of its dequantization.
         values: float32 values.
         integer: it dequantizes from INT8 under an integer layer, whose kernel must be kept.
         axis: axis of the output channels.

@@ -1,4 +1,4 @@
-"""Asked for and achieved: joins what a pass requested per layer with what the engine says it ran."""
+"""Asked for and achieved: what a pass requested per layer beside what the engine says it ran."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def _row(entry: Mapping[str, Any], layer: LayerPrecision | None) -> LayerRow:
 
 def _reason(entry: Mapping[str, Any], achieved: str) -> str:
     if entry["requested"] == "int8" and achieved not in {"int8", FOLDED}:
-        return f"asked INT8, but the engine ran {achieved}: it found no integer kernel for this layer here"
+        why = "it found no integer kernel for this layer here"
+        return f"asked INT8, but the engine ran {achieved}: {why}"
     return str(entry.get("reason", ""))
 
 

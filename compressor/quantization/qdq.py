@@ -1,8 +1,8 @@
 """Write a placement into an ONNX graph: Q/DQ pairs, integer weights, and nothing kept twice.
 
 Biases of convolutions stay float: ONNX Runtime turns them into 32-bit integers while it loads
-(verified with 1.31), so storing the scales of such integers as well would only cost bytes. It does not do so
-for Gemm, whose bias is stored as integers therefore.
+(verified with 1.31), so storing the scales of such integers as well would only cost bytes. It does
+not do so for Gemm, whose bias is stored as integers therefore.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _rewrite(
 def _weight(
     node: Any, graph: Index, writer: _Writer, dequantized: dict[tuple[str, int], str]
 ) -> list[Any]:
-    """Point `node` to 8-bit weights; the nodes that dequantize them, unless that was done before."""
+    """Point `node` to 8-bit weights; returns the nodes that dequantize them, if not there yet."""
     import onnx
 
     tensor = graph.weights[node.input[1]]
