@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compressor.data_bind import Array, as_array
 from compressor.metrics import Metric, Rows
+from compressor.metrics_basic import guess_answers
 from exporters.base import Samples
 from runtimes.base import Feeds, Outputs
 from runtimes.errors import UsageError
@@ -326,6 +327,7 @@ def _by_evaluator(run: Run, evaluator: Callable[..., Any]) -> Evaluation:
     rows = _checked_rows(returned.get("per_sample"), where, None)
     found = Evaluation(None, 0 if rows is None else len(rows), "none", kept=keeper.joined())
     found.value = _number(value, found)
+    found.decisions = None if keeper.full else guess_answers(found.kept)
     if "higher_is_better" in returned:
         found.higher_is_better = bool(returned["higher_is_better"])
     if rows is not None:
