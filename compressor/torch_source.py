@@ -120,7 +120,7 @@ def _read_checkpoint(path: Path) -> Any:
             got=_culprit(str(error)),
             fix="save the weights alone: torch.save(model.state_dict(), 'weights.pt')",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise _damaged(path, error) from error
 
 
