@@ -236,8 +236,9 @@ def names(rows: Iterable[LayerRow], limit: int = 3) -> str:
 def check_text(check: Check) -> str:
     """A gate's sentence without the verdict word that every report shows beside it."""
     text = check.text.removeprefix("not judged: ")
-    if ";" not in text:
-        text = re.sub(rf": {check.state}(?=,| \(|$)", "", text)
+    words = re.findall(r": (?:pass|fail|inconclusive)(?=,|;| \(|$)", text)
+    if words == [f": {check.state}"]:
+        text = text.replace(words[0], "")
     if check.needed is not None and not {f"{check.needed:,}", f"{check.needed}"} & set(
         re.findall(r"[\d,]*\d", text)
     ):

@@ -289,6 +289,8 @@ def test_gate_sentences_lose_the_verdict_that_stands_beside_them():
     assert check_text(check) == "model has 59 kB, limit 1 kB, n=4"
     several = Check("g", "fail", "batch 1: 2x: pass; batch 16: 1x: fail")
     assert check_text(several) == several.text
+    doubtful = Check("g", "pass", "p99 5 ms, limit 40 ms: pass (in doubt: noisy; busy)")
+    assert check_text(doubtful) == "p99 5 ms, limit 40 ms (in doubt: noisy; busy)"
     unsure = Check("g", "inconclusive", "drop 1 of 9: inconclusive", needed=1200)
     assert check_text(unsure) == "drop 1 of 9 (1,200 samples would decide it)"
 
