@@ -1,26 +1,23 @@
 """Reading a package that somebody else may have made: check everything, execute nothing.
 
-Archives are read by a parser of plain ustar headers alone: no links, no devices, no long-name or
-sparse extensions, whose handling is where unpacking goes wrong. Digests find damage and careless
-changes; they do not prove who made a package.
+Digests find damage and careless changes; they do not prove who made a package.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import math
-import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 import numpy as np
 
+from compressor.package_archive import LIMIT_BYTES, REFETCH, refuse, unpack
 from runtimes.arrays import read_arrays
 from runtimes.base import load_runtime
 from runtimes.errors import (
@@ -34,12 +31,26 @@ from runtimes.types import MANIFEST, Artifact
 
 PACKAGE_SCHEMA = 1
 INPUT, OUTPUT = "input:", "output:"
-LIMIT_BYTES = 4 << 30
-MAX_MEMBERS = 10_000
 # Formats whose opening is pure data handling. A torch module would import its user's factory.
 INERT = frozenset({"onnx", "onnxruntime", "openvino"})
-_BLOCK = 512
-_REFETCH = "fetch the package again, or build it again"
+# What numpy's and zipfile's own parsers raise on hostile bytes, found by mutating packages.
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
+    tokenize.TokenError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+)
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
@@ -80,133 +91,10 @@ def verify_package(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> list[str]:
         return said
 
 
-def unpack(path: Path, root: Path, *, limit_bytes: int = LIMIT_BYTES) -> dict[str, tuple[str, int]]:
-    """Unpack into the empty folder `root`; name → (SHA-256, bytes) of each file.
-
-    Raises:
-        UsageError: no such file, or no room to unpack.
-        BadArtifact: not a package, damaged, too large, or a member that is not a plain file with
-            a plain relative name of its own.
-    """
-    if not path.is_file():
-        raise UsageError("no such package", where=str(path), expected="a .tar.gz file")
-    found: dict[str, tuple[str, int]] = {}
-    folded: set[str] = set()
-    try:
-        with gzip.open(path, "rb") as stream:
-            for info, data in _members(_Bounded(stream, limit_bytes, str(path)), str(path)):
-                if info.name.casefold() in folded:
-                    _refuse("name stands twice in the archive", path, info.name)
-                folded.add(info.name.casefold())
-                if len(folded) > MAX_MEMBERS:
-                    _refuse(f"more than {MAX_MEMBERS} files", path, info.name)
-                found[info.name] = _store(root / info.name, data, path, info.name)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadArtifact(f"damaged archive: {error}", where=str(path), fix=_REFETCH) from error
-    return found
-
-
-def _members(stream: _Bounded, where: str) -> Iterator[tuple[tarfile.TarInfo, Iterator[bytes]]]:
-    """Each plain file of a ustar stream with its data, which must be read before the next."""
-    while True:
-        block = stream.exactly(_BLOCK)
-        if block == bytes(_BLOCK):
-            break
-        try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-        except (tarfile.TarError, UnicodeDecodeError, ValueError) as error:
-            raise BadArtifact(f"damaged archive: {error}", where=where, fix=_REFETCH) from error
-        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            kind = _KINDS.get(info.type, "not a plain file")
-            _refuse(f"member is {kind}; packages hold plain files only", where, info.name)
-        _check_name(info.name, where)
-        if info.size < 0:
-            _refuse("member of negative size", where, info.name)
-        yield info, stream.chunks(info.size)
-        stream.exactly(-info.size % _BLOCK)
-    while rest := stream.up_to(1 << 16):
-        if rest.strip(b"\0"):
-            _refuse("bytes after the end of the archive", where, "")
-
-
-_KINDS = {
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe",
-    tarfile.DIRTYPE: "a folder",
-    tarfile.XHDTYPE: "an extended header",
-    tarfile.XGLTYPE: "an extended header",
-    tarfile.GNUTYPE_LONGNAME: "an extended header",
-    tarfile.GNUTYPE_LONGLINK: "an extended header",
-    tarfile.GNUTYPE_SPARSE: "a sparse file",
-}
-
-
-class _Bounded:
-    """A decompressed stream that refuses to give more than a number of bytes."""
-
-    def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int, where: str) -> None:
-        self.stream, self.left, self.limit, self.where = stream, limit, limit, where
-
-    def up_to(self, count: int) -> bytes:
-        data = self.stream.read(count)
-        self.left -= len(data)
-        if self.left < 0:
-            raise BadArtifact(
-                "unpacks to more than the limit",
-                where=self.where,
-                expected=f"at most {self.limit:,} bytes",
-                fix="if it is meant to be this large, verify it with a larger limit",
-            )
-        return data
-
-    def exactly(self, count: int) -> bytes:
-        data = self.up_to(count)
-        if len(data) != count:
-            raise BadArtifact("archive ends too early", where=self.where, fix=_REFETCH)
-        return data
-
-    def chunks(self, count: int) -> Iterator[bytes]:
-        while count:
-            data = self.exactly(min(count, 1 << 20))
-            count -= len(data)
-            yield data
-
-
-def _check_name(name: str, where: str) -> None:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        _refuse("member's name leaves the package or is not plain", where, name)
-    if "\\" in name or ":" in name or not name.isprintable() or len(name) > 255:
-        _refuse("member's name is not plain", where, name)
-
-
-def _store(target: Path, data: Iterator[bytes], path: Path, name: str) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as stream:
-            for chunk in data:
-                digest.update(chunk)
-                size += len(chunk)
-                stream.write(chunk)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        _refuse("name stands for a file and a folder at once", path, name)
-    except gzip.BadGzipFile:
-        raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot unpack: {error.strerror}", where=str(path), fix="make room in the temp folder"
-        ) from error
-    return digest.hexdigest(), size
-
-
 def _manifest(root: Path, found: Mapping[str, tuple[str, int]], where: str) -> dict[str, Any]:
     """The manifest, after every file was compared with it."""
     if "manifest.json" not in found:
-        raise BadArtifact("no manifest.json inside: not a package", where=where, fix=_REFETCH)
+        raise BadArtifact("no manifest.json inside: not a package", where=where, fix=REFETCH)
     try:
         data = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -214,17 +102,17 @@ def _manifest(root: Path, found: Mapping[str, tuple[str, int]], where: str) -> d
     _check_manifest(data, where)
     named = data["files"]
     for name in sorted(set(found) - {"manifest.json"} - set(named)):
-        _refuse("file is not in the manifest", where, name)
+        refuse("file is not in the manifest", where, name)
     for name, entry in sorted(named.items()):
         if name not in found:
-            _refuse("file of the manifest is missing", where, name)
+            refuse("file of the manifest is missing", where, name)
         if entry.get("sha256") != found[name][0]:
             raise BadArtifact(
                 "file was changed after the package was made",
                 where=f"{where}: {name}",
                 expected=f"sha256 {entry.get('sha256')}",
                 got=found[name][0],
-                fix=_REFETCH,
+                fix=REFETCH,
             )
     assert isinstance(data, dict)
     return data
@@ -280,7 +168,7 @@ def _reference(path: Path, where: str, limit: int) -> tuple[Arrays, Arrays]:
     try:
         _check_arrays(path, limit)
         arrays = read_arrays(path)
-    except (UsageError, ValueError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (UsageError, *_UNREADABLE) as error:
         raise BadArtifact(f"unreadable reference.npz: {error}", where=where) from error
     feeds = {n[len(INPUT) :]: a for n, a in arrays.items() if n.startswith(INPUT)}
     wanted = {n[len(OUTPUT) :]: a for n, a in arrays.items() if n.startswith(OUTPUT)}
@@ -385,8 +273,3 @@ def _compare_one(name: str, got: Any, wanted: Any, tolerance: float, where: str)
         )
     samples = wanted.shape[0] if wanted.ndim else 1
     return f"output {name} reproduced on {samples} samples: {what}, allowed {tolerance:g}"
-
-
-def _refuse(what: str, where: Path | str, name: str) -> NoReturn:
-    shown = "".join(c if c.isprintable() else "?" for c in name)[:200]
-    raise BadArtifact(what, where=f"{where}: {shown}" if shown else str(where), fix=_REFETCH)
