@@ -16,7 +16,7 @@ def doctor_verb(args: argparse.Namespace) -> int:
 
     findings = diagnose()
     print(json.dumps(to_json(findings), indent=1) if args.json else "\n".join(render(findings)))
-    return 4 if any(f.state == "missing" and getattr(f, "required", False) for f in findings) else 0
+    return 4 if any(f.state == "missing" and f.needed for f in findings) else 0
 
 
 def targets_verb(args: argparse.Namespace) -> int:
