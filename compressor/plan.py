@@ -177,9 +177,14 @@ class _Planner:
     def _try_rung(
         self, name: str, specs: Sequence[StepSpec], fmt: str, context: Context, where: str
     ) -> PlannedRung:
-        """A rung of the declared ladder: what it lacks is a reason to skip it, not a problem."""
+        """A rung of the declared ladder: data, a tool or an operator that it lacks skips it."""
+        lacking = {role for s in specs for role in load_step(s.name, where).NEEDS - self.roles}
+        if lacking:
+            reason = f"needs {' and '.join(sorted(lacking))} data"
+            return PlannedRung(name, "candidate", skipped=reason)
         probe = replace_problems(self)
         rung = probe._rung(name, "candidate", specs, fmt, context, where)
+        self.problems += [p for p in probe.problems if p.exit_code == UsageError.exit_code]
         if not probe.problems:
             return rung
         first = probe.problems[0]

@@ -1,0 +1,196 @@
+"""Whatever is wrong with what the user hands in: the exit code, the place, and the fix."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compressor.cli import main
+from tests import models
+from tests.e2e.conftest import Bench
+
+Case = tuple[Callable[[Path], Sequence[str]], int, Sequence[str]]
+
+
+def run(*flags: str) -> Sequence[str]:
+    return ("run", "-q", "-o", "out", *flags)
+
+
+def recipe(folder: Path, text: str) -> str:
+    (folder / "r.yaml").write_text(text)
+    return "r.yaml"
+
+
+def standard(folder: Path, **changed: str) -> Sequence[str]:
+    """The run that would work, with some files exchanged."""
+    files = {"model": "net.onnx", "calibration": "calib.npz", "evaluation": "eval.npz"} | changed
+    return run(
+        files["model"], "--target", "onnxruntime", "--calibration", files["calibration"],
+        "--evaluation", files["evaluation"], "--metric", "top1",
+    )  # fmt: skip
+
+
+def no_target(folder: Path) -> Sequence[str]:
+    return run("net.onnx")
+
+
+def unknown_key(folder: Path) -> Sequence[str]:
+    return run(recipe(folder, "modle: {source: net.onnx}\ntargets: {onnxruntime: {}}"))
+
+
+def wrong_type(folder: Path) -> Sequence[str]:
+    return run(recipe(folder, "model: {source: 3}\ntargets: {onnxruntime: {}}"))
+
+
+def unknown_step(folder: Path) -> Sequence[str]:
+    text = "model: {source: net.onnx}\ntargets: {onnxruntime: {steps: [quantise_static]}}"
+    return run(recipe(folder, text))
+
+
+def unknown_option(folder: Path) -> Sequence[str]:
+    text = "model: {source: net.onnx}\ntargets: {onnxruntime: {steps: [to_onnxruntime, "
+    return run(recipe(folder, text + "{quantize_weights: {bit: 4}}]}}"))
+
+
+def unknown_target(folder: Path) -> Sequence[str]:
+    return run("net.onnx", "--target", "onnxruntim")
+
+
+def unknown_gate(folder: Path) -> Sequence[str]:
+    return run("net.onnx", "--target", "onnxruntime", "--gate", "speed>=2")
+
+
+def module_step_on_onnx(folder: Path) -> Sequence[str]:
+    text = "model: {source: net.onnx}\nsteps: [{prune_channels: {keep: {macs: 50%}}}]\n"
+    return run(recipe(folder, text + "targets: {onnxruntime: {}}"))
+
+
+def missing_model(folder: Path) -> Sequence[str]:
+    return standard(folder, model="nothing.onnx")
+
+
+def missing_data(folder: Path) -> Sequence[str]:
+    return standard(folder, calibration="nothing.npz")
+
+
+def truncated(folder: Path) -> Sequence[str]:
+    (folder / "half.onnx").write_bytes((folder / "net.onnx").read_bytes()[:5000])
+    return standard(folder, model="half.onnx")
+
+
+def without_external_data(folder: Path) -> Sequence[str]:
+    (folder / "ext").mkdir()
+    path = models.external_data(folder / "ext" / "model.onnx")
+    for file in (folder / "ext").iterdir():
+        if file != path:
+            file.unlink()
+    return run("ext/model.onnx", "--target", "onnxruntime")
+
+
+def opset_too_new(folder: Path) -> Sequence[str]:
+    model = onnx.load(folder / "net.onnx")
+    model.opset_import[0].version = 99
+    onnx.save(model, folder / "new.onnx")
+    return standard(folder, model="new.onnx")
+
+
+def empty_data(folder: Path) -> Sequence[str]:
+    np.savez(folder / "empty.npz", image=np.zeros((0, 1, 28, 28), np.float32))
+    return standard(folder, calibration="empty.npz")
+
+
+def nan_data(folder: Path) -> Sequence[str]:
+    images = models.fashion_like(120, seed=5)["image"]
+    images[7, 0, 3, 3] = np.nan
+    np.savez(folder / "nan.npz", image=images)
+    return standard(folder, calibration="nan.npz")
+
+
+def overlapping(folder: Path) -> Sequence[str]:
+    data = dict(np.load(folder / "eval.npz"))
+    np.savez(folder / "same.npz", image=data["image"][100:220])
+    return standard(folder, calibration="same.npz")
+
+
+def wrong_name(folder: Path) -> Sequence[str]:
+    np.savez(folder / "named.npz", imgae=models.fashion_like(120, seed=6)["image"])
+    return standard(folder, calibration="named.npz")
+
+
+def wrong_shape(folder: Path) -> Sequence[str]:
+    np.savez(folder / "shape.npz", image=np.ones((120, 1, 32, 32), np.float32))
+    return standard(folder, calibration="shape.npz")
+
+
+def no_metric(folder: Path) -> Sequence[str]:
+    return run("net.onnx", "--target", "onnxruntime", "--evaluation", "eval.npz")
+
+
+def keep_nothing(folder: Path) -> Sequence[str]:
+    return (*standard(folder), "--keep-float", "haed*")
+
+
+def unwritable(folder: Path) -> Sequence[str]:
+    return (*standard(folder)[:2], "-o", "/proc/out", *standard(folder)[4:])
+
+
+def not_a_run(folder: Path) -> Sequence[str]:
+    return ("explain", "calib.npz")
+
+
+def bad_shape_flag(folder: Path) -> Sequence[str]:
+    return (*standard(folder), "--shape", "image=8..1")
+
+
+CASES: list[Case] = [
+    (no_target, 2, ["--target", "fix: add --target onnxruntime"]),
+    (unknown_key, 2, ["r.yaml", "unknown key", "did you mean 'model'?"]),
+    (wrong_type, 2, ["r.yaml.model.source", "got 3"]),
+    (unknown_step, 2, ["quantise_static", "did you mean 'quantize_static'?"]),
+    (unknown_option, 2, ["quantize_weights", "unknown key", "did you mean 'bits'?"]),
+    (unknown_target, 2, ["did you mean 'onnxruntime'?"]),
+    (unknown_gate, 2, ["speed", "did you mean 'speedup'?"]),
+    (module_step_on_onnx, 4, ["prune_channels", "gets onnx", "give the torch module"]),
+    (missing_model, 2, ["nothing.onnx"]),
+    (missing_data, 2, ["nothing.npz"]),
+    (truncated, 2, ["half.onnx"]),
+    (without_external_data, 2, ["model.onnx"]),
+    (opset_too_new, 4, ["opset", "99"]),
+    (empty_data, 2, ["empty.npz"]),
+    (nan_data, 2, ["nan.npz", "7"]),
+    (overlapping, 2, ["calibration[", "evaluation["]),
+    (wrong_name, 2, ["imgae", "image"]),
+    (wrong_shape, 2, ["shape.npz", "32"]),
+    (no_metric, 2, ["no metric is named", "--metric"]),
+    (keep_nothing, 2, ["haed*", "head"]),
+    (unwritable, 2, ["/proc/out", "-o"]),
+    (not_a_run, 7, ["calib.npz"]),
+    (bad_shape_flag, 2, ["image", "min..max@opt"]),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
+def test_bad_input(
+    case: Case,
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make, code, fragments = case
+    for name in ("net.onnx", "calib.npz", "eval.npz"):
+        shutil.copy(bench.folder / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMPRESS_HOME", str(tmp_path / "store"))
+    found = main(list(make(tmp_path)))
+    said = capsys.readouterr().err
+    assert found == code, said
+    for fragment in fragments:
+        assert fragment in said, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "run.json").exists()
