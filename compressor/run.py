@@ -14,6 +14,7 @@ from compressor import output
 from compressor.engine import Engine
 from compressor.env import Progress, Silent
 from compressor.judging import Judge, with_budget
+from compressor.macs import count_macs
 from compressor.opening import Opened, open_all, typical_dims
 from compressor.package import build_package
 from compressor.plan import Plan, PlannedStep, PlannedTarget, make_plan
@@ -202,7 +203,7 @@ class _Run:
             inputs=[str(s) for s in onnx.inputs],
             outputs=[str(s) for s in onnx.outputs],
             parameters=onnx.facts.get("parameters"),
-            macs=onnx.facts.get("macs"),
+            macs=count_macs(onnx.path, onnx.facts.get("dims", {})),
             score=self.judge.as_score(self.judge.base, "onnxruntime", "no evaluation data"),
         )
 

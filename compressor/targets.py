@@ -121,6 +121,8 @@ class _Runner:
                 comparison=self.judging.compare(found),
                 ledger=ledger(artifact),
                 notes=[str(n) for n in artifact.facts.get("notes", [])],
+                parameters=artifact.facts.get("parameters", self.reference.parameters),
+                macs=artifact.facts.get("macs", self.reference.macs),
             ),
             artifact,
         )

@@ -1,0 +1,91 @@
+"""Multiply-accumulates of an ONNX model for one sample, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def count_macs(path: Path, dims: Mapping[str, int]) -> int | None:
+    """MACs of convolutions, matrix products and recurrent layers; the batch dimension is 1.
+
+    Biases, activations, normalizations and additions are not counted, as is usual. None where a
+    shape cannot be inferred, so that no wrong number is shown.
+
+    Args:
+        path: the model.
+        dims: named free dimension → size; `batch` (the first axis) is taken as 1.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param or not dim.HasField("dim_value"):
+                dim.dim_value = 1 if axis == 0 else dims.get(dim.dim_param, 1)
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = _shapes(model.graph)
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in _COUNTS:
+            found = _count(node, shapes)
+            if found is None:
+                return None
+            total += found
+    return total
+
+
+def _shapes(graph: Any) -> dict[str, list[int]]:
+    found = {t.name: list(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if all(d.HasField("dim_value") for d in dims):
+            found[value.name] = [d.dim_value for d in dims]
+    return found
+
+
+def _count(node: Any, shapes: Shapes) -> int | None:
+    try:
+        return _COUNTS[node.op_type](node, shapes)
+    except KeyError:  # a tensor whose shape nobody could infer
+        return None
+
+
+def _convolution(node: Any, shapes: Shapes) -> int:
+    """Each output element sums over the input channels of its group and the kernel."""
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _transposed(node: Any, shapes: Shapes) -> int:
+    """Each input element is spread over the output channels of its group and the kernel."""
+    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _product(node: Any, shapes: Shapes) -> int:
+    transposed = {a.name: a.i for a in node.attribute}.get("transA", 0)
+    inner = shapes[node.input[0]][0 if node.op_type == "Gemm" and transposed else -1]
+    return math.prod(shapes[node.output[0]]) * inner
+
+
+def _recurrent(node: Any, shapes: Shapes) -> int:
+    """Input and recurrent weights once for each step and sample."""
+    steps, batch = shapes[node.input[0]][:2]
+    return steps * batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
+
+
+_COUNTS: Mapping[str, Callable[[Any, Shapes], int]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "Gemm": _product,
+    "MatMul": _product,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
