@@ -103,12 +103,16 @@ def test_the_store_is_measured_and_not_created(tmp_path: Path) -> None:
     assert "2 MB" in doctor._store(root).detail
 
 
-def test_telemetry_consent_elsewhere_is_reported(tmp_path: Path) -> None:
-    pytest.importorskip("openvino_telemetry", reason="comes with the openvino extra")
-    assert doctor._telemetry({}, tmp_path).state == "ok"
+def test_telemetry_of_other_programs_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "2025.2.0")
+    assert doctor._telemetry(tmp_path).state == "warn"
     (tmp_path / "intel").mkdir()
-    (tmp_path / "intel" / "openvino_telemetry").write_text("1")
-    assert doctor._telemetry({}, tmp_path).state == "warn"
+    (tmp_path / "intel" / "openvino_telemetry").write_text("0")
+    assert doctor._telemetry(tmp_path).state == "ok"
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert doctor._telemetry(tmp_path).state == "ok"
 
 
 def test_looking_leaves_the_environment_alone() -> None:

@@ -58,6 +58,14 @@ def test_the_watch_sees_an_attempt(tmp_path: Path, watched: dict[str, str]) -> N
     assert "socket." in (tmp_path / "log").read_text()
 
 
+def test_importing_openvino_reports_nothing(tmp_path: Path, watched: dict[str, str]) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    done = python("-c", "import runtimes, openvino, time; time.sleep(1)", env=watched)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "log").exists(), (tmp_path / "log").read_text()
+    assert not (tmp_path / "home" / "intel").exists(), "a client id was made in the home folder"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_a_run_opens_no_connection(target: str, tmp_path: Path, watched: dict[str, str]) -> None:
