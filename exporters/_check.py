@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.base import example_feeds
 from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import TensorSpec
@@ -35,14 +36,17 @@ class Error:
         }
 
 
-def onnx_session(model: Path | bytes, threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU that says nothing and changes no graph."""
+def onnx_session(model: Path | bytes, threads: int = 1, *, optimize: bool = True) -> Any:
+    """A quiet ONNX Runtime session on the CPU, with basic graph optimizations or none."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_BASIC if optimize else levels.ORT_DISABLE_ALL
+    )
     given = str(model) if isinstance(model, Path) else model
     return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
@@ -110,6 +114,39 @@ def _float_error(want: Any, got: Any, tolerance: float) -> tuple[Error, float]:
     gap = np.abs(np.where(finite, want - got, 0.0)).max()
     scale = float(np.abs(np.where(finite, want, 0.0)).max())
     return Error(float(gap), float(gap / max(scale, 1e-12))), tolerance * scale + _NOISE
+
+
+def accepted_sizes(
+    session: Any, inputs: Sequence[TensorSpec], dims: Mapping[str, int]
+) -> dict[str, int]:
+    """`dims`, with a size that the model accepts for every free dimension it does not name.
+
+    Networks that halve their input several times do not run at 2; where nothing fits, `dims`.
+    """
+    free = {d for spec in inputs for d in spec.shape if isinstance(d, str)} - set(dims)
+    batch = {spec.shape[0] for spec in inputs if spec.shape}
+    for size in (2, 8, 32, 64, 224):
+        tried = {**{name: 2 if name in batch else size for name in free}, **dims}
+        try:
+            run_onnx(session, example_feeds(inputs, tried, seed=0))
+        except ort_errors():
+            continue
+        return tried
+    return dict(dims)
+
+
+def declared_otherwise(outputs: Sequence[TensorSpec], found: Mapping[str, Any]) -> list[str]:
+    """A note for every output whose declared shape is not the one the model gives."""
+    notes = []
+    for spec in outputs:
+        shape = found[spec.name].shape
+        fits = len(shape) == len(spec.shape) and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            notes.append(f"the model declares {spec}, and gives {list(shape)}")
+    return notes
 
 
 def sizes_to_try(inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> list[dict[str, int]]:

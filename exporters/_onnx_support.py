@@ -18,7 +18,7 @@ def unsupported_by_onnxruntime(source: Artifact) -> list[Refusal]:
     from exporters._check import onnx_session, ort_errors
 
     try:
-        onnx_session(source.path)
+        onnx_session(source.path, optimize=False)
     except ort_errors() as error:
         return _explain(source, str(error))
     return []

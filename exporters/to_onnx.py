@@ -207,12 +207,18 @@ def _check(work: _Work, proto: Any) -> Error:
                 continue  # torch itself refuses this size (a table of positions, say)
             raise
         names = [spec.name for spec in source.outputs]
-        want = {n: t.numpy() for n, (_, t) in zip(names, found, strict=True)}
+        want = {n: _array(t) for n, (_, t) in zip(names, found, strict=True)}
         where = "to_onnx, " + (", ".join(f"{k}={v}" for k, v in sizes.items()) or "fixed shapes")
         error = error.worst(
             compare(want, _run(session, feeds, where), work.options.tolerance, where)
         )
     return error
+
+
+def _array(tensor: Any) -> Any:
+    import torch
+
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _session(proto: Any) -> Any:

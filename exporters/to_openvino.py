@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporters import _schemes
-from exporters._check import Error, compare, onnx_session, ort_errors, run_onnx, sizes_to_try
+from exporters._check import (
+    Error,
+    accepted_sizes,
+    compare,
+    declared_otherwise,
+    onnx_session,
+    ort_errors,
+    run_onnx,
+    sizes_to_try,
+)
 from exporters._drop_in import require_drop_in
 from exporters._onnx_cleanup import clean
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
@@ -172,8 +181,9 @@ def _check(
         session = onnx_session(source.path, env.context.threads)
     except ort_errors() as error:
         return Error(), [f"not checked: ONNX Runtime cannot load the source ({error})"]
-    worst, checked = Error(), 0
-    for number, sizes in enumerate(sizes_to_try(inputs, _allowed(dims, env.context.shapes))):
+    worst, notes = Error(), ["not checked: the source takes none of the example shapes"]
+    dims = accepted_sizes(session, inputs, _allowed(dims, env.context.shapes))
+    for number, sizes in enumerate(sizes_to_try(inputs, dims)):
         feeds = example_feeds(inputs, sizes, env.context.seed + number)
         if not _within(sizes, env.context.shapes):
             continue
@@ -183,8 +193,7 @@ def _check(
             continue  # the model itself does not take these sizes
         where = "to_openvino, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
         worst = worst.worst(compare(want, _run(compiled, feeds, where), tolerance, where))
-        checked += 1
-    notes = [] if checked else ["not checked: the source takes none of the example shapes"]
+        notes = declared_otherwise(source.outputs, want)
     return worst, notes
 
 

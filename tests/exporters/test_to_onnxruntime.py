@@ -102,3 +102,19 @@ def test_the_result_is_an_artifact_on_disk(tmp_path):
     made = step(to_onnxruntime, named("mlp", tmp_path), tmp_path)
     assert Artifact.load(made.root) == made
     made.verify()
+
+
+def test_a_wrongly_declared_output_is_said(tmp_path):
+    model = models.mlp()
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
+    made = step(to_onnxruntime, artifact_of(model, tmp_path), tmp_path)
+    assert any("declares logits float32[batch, 12]" in note for note in made.facts["notes"])
+
+
+def test_free_sizes_that_the_model_accepts_are_found(tmp_path):
+    model = models.unet()
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, name in ((2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    made = step(to_onnxruntime, artifact_of(model, tmp_path), tmp_path)
+    assert not [note for note in made.facts["notes"] if "not checked" in note]
