@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.data_bind import Array, Binder, Feed, Labels, check_finite
+from compressor.data_bind import LABELS, Array, Binder, Feed, Labels, check_finite
 from compressor.data_checks import check_disjoint, label_bytes, row_digests
 from compressor.data_readers import (
     ArrayReader,
@@ -34,7 +34,8 @@ __all__ = ["DataSet", "DataSpec", "check_disjoint", "open_data"]
 
 FEW_CALIBRATION = 100
 FEW_EVALUATION = 300
-_SCAN = 256  # samples looked at at once
+_SCAN = 256  # samples looked at at once, fewer where they are large
+_SCAN_BYTES = 64 << 20
 _PEEK = 32  # pictures decoded when opened, to see that they can be
 _KEYS = ("path", "preprocess", "labels", "limit", "seed", "names", "cast", "classes")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -128,7 +129,12 @@ class DataSet:
 
     def array_digests(self) -> list[str]:
         """Digests of the values the model is fed, whatever the samples come from."""
-        return [d for _, feed in self.batches(_SCAN) for d in row_digests(feed, self.ragged)]
+        batches = self.batches(self._scan_size())
+        return [d for _, feed in batches for d in row_digests(feed, self.ragged)]
+
+    def _scan_size(self) -> int:
+        size = sum(array.nbytes for array in self.feeds([0]).values())
+        return max(1, min(_SCAN, _SCAN_BYTES // max(1, size)))
 
     def _scan(self) -> list[str]:
         files = self.reader.file_digests()
@@ -139,7 +145,7 @@ class DataSet:
 
     def _scan_values(self, indices: Iterable[int], *, digest: bool) -> list[str]:
         found: list[str] = []
-        for part, feed in self.batches(_SCAN, list(indices)):
+        for part, feed in self.batches(self._scan_size(), list(indices)):
             check_finite(feed, self.reader.where, [self.name(i) for i in part])
             for name, array in feed.items():
                 if array.size and array.dtype.kind == "f":
@@ -188,9 +194,9 @@ def open_data(spec: Any, role: str, inputs: Sequence[TensorSpec], base_dir: Path
     wanted = _data_spec(spec, role)
     binder = Binder(tuple(inputs))
     if wanted is None:
-        reader = _open_object(spec, binder, role, None, 0)
+        reader = _open_object(spec, binder, role, DataSpec(""))
         return _finish(reader, binder, role, DataSpec(""))
-    binder = Binder(tuple(inputs), wanted.cast, dict(wanted.names or {}), wanted.labels or "labels")
+    binder = Binder(tuple(inputs), wanted.cast, dict(wanted.names or {}), wanted.labels)
     return _finish(_open_path(wanted, role, binder, base_dir), binder, role, wanted)
 
 
@@ -208,15 +214,28 @@ def _data_spec(spec: Any, role: str) -> DataSpec | None:
                 expected="one of " + ", ".join(_KEYS),
                 fix=f"did you mean {close[0]!r}?" if close else "",
             )
-    limit = spec.get("limit")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise UsageError(
-            "not a number of samples",
-            where=f"data.{role}.limit",
-            expected="1 or more",
-            got=str(limit),
-        )
+        _check_value(str(key), spec[key], f"data.{role}.{key}")
     return DataSpec(**{**spec, "path": str(spec["path"])})
+
+
+_VALUES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "preprocess": (Mapping, "a mapping"),
+    "labels": (str, "a name"),
+    "limit": (int, "1 or more"),
+    "seed": (int, "a whole number"),
+    "names": (Mapping, "a mapping from name in the data to input"),
+    "cast": (bool, "true or false"),
+    "classes": ((list, tuple), "a list of names"),
+}
+
+
+def _check_value(key: str, value: Any, where: str) -> None:
+    if key == "path" or value is None:
+        return
+    kind, wanted = _VALUES[key]
+    odd = kind is int and (isinstance(value, bool) or (key == "limit" and value == 0))
+    if odd or not isinstance(value, kind) or str(value).startswith("-"):
+        raise UsageError("wrong value", where=where, expected=wanted, got=repr(value))
 
 
 def _open_path(spec: DataSpec, role: str, binder: Binder, base_dir: Path) -> Reader:
@@ -225,7 +244,7 @@ def _open_path(spec: DataSpec, role: str, binder: Binder, base_dir: Path) -> Rea
         from compressor.modules import import_reference
 
         made = import_reference(spec.path, base_dir)()
-        return _open_object(made, binder, spec.path, spec.limit, spec.seed)
+        return _open_object(made, binder, spec.path, spec)
     if not path.exists():
         raise UsageError(
             "no such file or folder",
@@ -234,9 +253,9 @@ def _open_path(spec: DataSpec, role: str, binder: Binder, base_dir: Path) -> Rea
         )
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return ArrayReader(open_npz(path), binder, path.name)
+        return _open_arrays(open_npz(path), binder, path.name, spec)
     if suffix == ".npy":
-        return _open_object(_open_npy(path), binder, path.name, None, 0)
+        return _open_object(_open_npy(path), binder, path.name, spec)
     if suffix in (".yaml", ".yml") or path.is_dir():
         return _open_folder(path, spec, role, binder)
     raise UsageError(
@@ -252,6 +271,8 @@ def _open_folder(path: Path, spec: DataSpec, role: str, binder: Binder) -> Reade
     if path.is_file():
         return open_yolo(path, role, spec.preprocess, binder)
     if any(path.glob("*.npz")):
+        if spec.preprocess is not None:
+            raise _no_pictures(str(path))
         return read_npz_folder(path, binder, None)
     return open_images(path, spec.preprocess, spec.labels, spec.classes, binder)
 
@@ -270,21 +291,39 @@ def _open_npy(path: Path) -> Array:
         raise UsageError(f"not a readable .npy: {error}", where=str(path)) from error
 
 
-def _open_object(made: Any, binder: Binder, where: str, limit: int | None, seed: int) -> Reader:
+def _no_pictures(where: str) -> UsageError:
+    return UsageError(
+        "a preprocess block, but these are feeds and no pictures",
+        where=where,
+        fix="leave preprocess out, or hand in picture files or one uint8 array of pictures",
+    )
+
+
+def _open_arrays(raw: Mapping[str, Any], binder: Binder, where: str, spec: DataSpec) -> Reader:
+    if spec.preprocess is None:
+        return ArrayReader(raw, binder, where)
+    from compressor.data_images import open_pictures
+
+    return open_pictures(raw, spec.preprocess, binder, where)
+
+
+def _open_object(made: Any, binder: Binder, where: str, spec: DataSpec) -> Reader:
     """A reader over arrays, a map-style data set, a loader, or any iterable of feeds."""
     if callable(made) and not hasattr(made, "__iter__") and not hasattr(made, "__getitem__"):
         made = made()
     if isinstance(made, Mapping):
-        return ArrayReader(made, binder, where)
+        return _open_arrays(made, binder, where, spec)
     if isinstance(made, np.ndarray) or hasattr(made, "detach"):
-        return ArrayReader(_alone(made, binder, where), binder, where)
+        return _open_arrays(_alone(made, binder, where), binder, where, spec)
     if _is_pair_of_arrays(made):
         arrays = made[0] if isinstance(made[0], Mapping) else _alone(made[0], binder, where)
-        return ArrayReader({**arrays, binder.label: made[1]}, binder, where)
+        return _open_arrays({**arrays, binder.label or LABELS: made[1]}, binder, where, spec)
+    if spec.preprocess is not None:
+        raise _no_pictures(where)
     if _is_map_style(made):
-        return ItemReader(made, binder, where, _draw(len(made), limit, seed))
+        return ItemReader(made, binder, where, _draw(len(made), spec.limit, spec.seed))
     if isinstance(made, Iterable) and not isinstance(made, str | bytes):
-        return read_feeds(made, binder, where, limit)
+        return read_feeds(made, binder, where, spec.limit)
     raise UsageError(
         "not data",
         where=where,

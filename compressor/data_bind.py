@@ -30,14 +30,14 @@ class Binder:
         inputs: the model's input specs, in order.
         cast: integers may become floats (the user says so: pixels 0–255 are meant).
         names: name in the data → name of the input.
-        label: name of the array that holds the labels.
+        label: name of the array that holds the labels; None = `labels`, if there.
         notes: what was done or ignored, as sentences for the user; grows.
     """
 
     inputs: tuple[TensorSpec, ...]
     cast: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    label: str = LABELS
+    label: str | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -54,8 +54,16 @@ class Binder:
         """(arrays by input name, labels or None) of a mapping, renamed as the user said."""
         wanted = [spec.name for spec in self.inputs]
         arrays = {self.names.get(name, name): value for name, value in raw.items()}
-        label = None if self.label in wanted else arrays.pop(self.label, None)
-        return arrays, label
+        if self.label is not None and self.label not in arrays:
+            close = difflib.get_close_matches(self.label, list(arrays), 1, cutoff=0.3)
+            raise UsageError(
+                f"no array {self.label!r} with labels",
+                where="labels",
+                got=", ".join(arrays),
+                fix=f"did you mean {close[0]!r}?" if close else "",
+            )
+        name = self.label or LABELS
+        return arrays, None if name in wanted else arrays.pop(name, None)
 
     def select(self, arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The arrays the model takes, in its order; others are ignored with a note."""

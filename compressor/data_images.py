@@ -16,24 +16,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array, Binder, Feed, Labels
+from compressor.data_bind import Array, Binder, Feed, Labels, as_array
+from compressor.data_boxes import corners, placed, yolo_boxes
+from compressor.data_readers import check_labels
 from runtimes.errors import UsageError
 from runtimes.preprocess import Preprocessing
 from runtimes.types import canonical
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 ULTRALYTICS_ROLES = {"evaluation": "val"}  # every other role reads `train`
-Boxes = NDArray[np.float64]
 
 
 class ImageReader:
-    """Picture files, prepared on demand; each makes one row of the model's only image input."""
+    """Pictures, prepared on demand; each makes one row of the model's only image input.
+
+    Args:
+        pictures: files, or uint8 arrays (height, width, 3) or (height, width).
+        labels: one a picture, or None.
+        preprocess: how a picture becomes the input.
+        binder: the model's input.
+        where: what the pictures are called in messages.
+    """
 
     ragged = False
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        pictures: Sequence[Path] | Array,
         labels: Labels,
         preprocess: Preprocessing,
         binder: Binder,
@@ -47,38 +56,58 @@ class ImageReader:
                 got=names,
                 fix="hand in arrays (.npz) or a module:function",
             )
-        self.paths, self.labels, self.where = list(paths), labels, where
+        self.pictures, self.labels, self.where = pictures, labels, where
         self.preprocess, self.binder = preprocess, binder
         self.notes: list[str] = []
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def read(self, indices: Sequence[int]) -> Feed:
         """The pictures as one batch."""
         spec = self.binder.inputs[0]
         rows = []
         for index in indices:
-            array = self.preprocess.apply(self.paths[index])[None]
-            where = f"{self.paths[index]} after preprocessing"
+            array = self.preprocess.apply(self.pictures[index])[None]
+            where = f"{self.name(index)} after preprocessing"
             feed = {spec.name: self.binder.convert(array, spec, where)}
             self.binder.check_shapes(feed, where, rows=True)
             rows.append(feed[spec.name])
         return {spec.name: np.concatenate(rows)}
 
     def name(self, index: int) -> str:
-        """The picture's file."""
-        return str(self.paths[index].name)
+        """The picture's file, or its number."""
+        picture = self.pictures[index]
+        return picture.name if isinstance(picture, Path) else f"picture {index}"
 
     def file_digests(self) -> list[str]:
-        """Digest of each file's bytes and of the preprocessing."""
-        how = canonical(self.preprocess.to_json())
-        return [
-            hashlib.blake2b(
-                path.read_bytes(), digest_size=16, key=hashlib.sha256(how).digest()
-            ).hexdigest()
-            for path in self.paths
-        ]
+        """Digest of each picture's bytes and of the preprocessing."""
+        how = hashlib.sha256(canonical(self.preprocess.to_json())).digest()
+        made = []
+        for picture in self.pictures:
+            content = picture.read_bytes() if isinstance(picture, Path) else picture.tobytes()
+            made.append(hashlib.blake2b(content, digest_size=16, key=how).hexdigest())
+        return made
+
+
+def open_pictures(
+    raw: Mapping[str, Any], preprocess: Mapping[str, Any], binder: Binder, where: str
+) -> ImageReader:
+    """Pictures that came as one uint8 array (n, height, width[, 3]), to be preprocessed here."""
+    arrays, labels = binder.split_label(raw)
+    how = _preprocessing(preprocess, binder, where)
+    name = binder.inputs[0].name
+    pictures = as_array(binder.select(arrays, where)[name], f"{where}: array {name!r}")
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4):
+        raise UsageError(
+            f"a preprocess block, but array {name!r} holds no pictures",
+            where=where,
+            expected="uint8 (n, height, width) or (n, height, width, 3)",
+            got=f"{pictures.dtype}{list(pictures.shape)}",
+            fix="leave preprocess out where the arrays are what the model takes",
+        )
+    found = None if labels is None else check_labels(labels, len(pictures), where)
+    return ImageReader(pictures, found, how, binder, where)
 
 
 def open_images(
@@ -106,7 +135,7 @@ def open_images(
     how = _preprocessing(preprocess, binder, str(folder))
     notes: list[str] = []
     if labels == "yolo":
-        found: Labels = [_yolo_boxes(path, how, notes) for path in paths]
+        found: Labels = [yolo_boxes(path, how, notes) for path in paths]
     elif labels in (None, "folder"):
         found = _by_folder(folder, paths, classes, required=labels == "folder")
     elif labels.lower().endswith(".csv"):
@@ -205,11 +234,11 @@ def _by_coco(folder: Path, table: Path, how: Preprocessing) -> tuple[list[Path],
     labels = []
     for path, image in zip(paths, images, strict=True):
         rows = [
-            [number[n["category_id"]], *_corners(n["bbox"]), float(n.get("iscrowd", 0))]
+            [number[n["category_id"]], *corners(n["bbox"]), float(n.get("iscrowd", 0))]
             for n in by_image[image["id"]]
         ]
         size = image.get("height"), image.get("width")
-        labels.append(_placed(np.array(rows).reshape(-1, 6), how, path, size))
+        labels.append(placed(np.array(rows).reshape(-1, 6), how, path, size))
     return paths, labels
 
 
@@ -244,29 +273,6 @@ def _one_class(
     return np.array(found, dtype=np.int64)
 
 
-def _corners(box: Sequence[float]) -> list[float]:
-    x, y, width, height = box
-    return [x, y, x + width, y + height]
-
-
-def _placed(rows: Boxes, how: Preprocessing, path: Path, size: tuple[Any, Any]) -> Boxes:
-    """Rows (class, x1, y1, x2, y2, crowd) in the picture's pixels → in the input's pixels."""
-    if not len(rows):
-        return rows
-    source = size if all(isinstance(s, int) for s in size) else _picture_size(path)
-    moved: Boxes = rows.copy()
-    moved[:, 1:5] = how.map_boxes(rows[:, 1:5], source)
-    inside = (moved[:, 3] > moved[:, 1]) & (moved[:, 4] > moved[:, 2])
-    return moved[inside]
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return picture.height, picture.width
-
-
 # ── YOLO ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -285,7 +291,7 @@ def open_yolo(
         raise UsageError(f"no pictures in {split!r}", where=str(table), got=", ".join(folders))
     how = _yolo_preprocessing(preprocess, binder, str(table))
     notes: list[str] = []
-    labels = [_yolo_boxes(path, how, notes) for path in paths]
+    labels = [yolo_boxes(path, how, notes) for path in paths]
     reader = ImageReader(paths, labels, how, binder, f"{table.name} ({split})")
     reader.notes += _counted(notes)
     if preprocess is None:
@@ -336,60 +342,7 @@ def _yolo_preprocessing(block: Any, binder: Binder, where: str) -> Preprocessing
     return Preprocessing.from_json({"letterbox": list(shape[2:]), "scale": "1/255"})
 
 
-def _yolo_boxes(picture: Path, how: Preprocessing, notes: list[str]) -> Boxes:
-    parts = list(picture.parts)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        parts[last] = "labels"
-    path = Path(*parts).with_suffix(".txt")
-    if not path.is_file():
-        notes.append(str(path))
-        return np.zeros((0, 6))
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [_yolo_row(line, path) for line in lines]
-    if not rows:
-        return np.zeros((0, 6))
-    boxes = np.array(rows)
-    height, width = _picture_size(picture)
-    boxes[:, [1, 3]] *= width
-    boxes[:, [2, 4]] *= height
-    return _placed(boxes, how, picture, (height, width))
-
-
-def _yolo_row(line: Sequence[str], path: Path) -> list[float]:
-    """(class, x1, y1, x2, y2, crowd), relative to the picture, of a box or a polygon."""
-    try:
-        values = [float(value) for value in line]
-    except ValueError as error:
-        raise UsageError(f"not a number: {error}", where=str(path)) from error
-    if len(values) == 5:
-        _, x, y, width, height = values
-        return [values[0], x - width / 2, y - height / 2, x + width / 2, y + height / 2, 0.0]
-    if len(values) >= 7 and len(values) % 2 == 1:
-        xs, ys = values[1::2], values[2::2]
-        return [values[0], min(xs), min(ys), max(xs), max(ys), 0.0]
-    raise UsageError(
-        "not a box", where=str(path), expected="class x y width height", got=" ".join(line)
-    )
-
-
 def _counted(notes: Sequence[str]) -> list[str]:
     if not notes:
         return []
     return [f"{len(notes)} pictures have no label file and count as empty (first: {notes[0]})"]
-
-
-def as_boxes(label: Any, where: str) -> Array:
-    """A detection label as rows (class, x1, y1, x2, y2, crowd); class -1 pads and is dropped."""
-    rows = np.asarray(label, dtype=np.float64)
-    if rows.size == 0:
-        return np.zeros((0, 6))
-    if rows.ndim != 2 or rows.shape[1] not in (5, 6):
-        raise UsageError(
-            "not boxes",
-            where=where,
-            expected="rows of class, x1, y1, x2, y2 (pixels of the model's input)",
-            got=str(list(rows.shape)),
-        )
-    rows = rows if rows.shape[1] == 6 else np.hstack([rows, np.zeros((len(rows), 1))])
-    return rows[rows[:, 0] >= 0]

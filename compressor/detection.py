@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.data_bind import Array
-from compressor.data_images import as_boxes
+from compressor.data_boxes import as_boxes
 from compressor.metrics import Counts, Metric, Reducer, Rows
 from compressor.metrics_basic import pick_output
 from runtimes.base import Outputs

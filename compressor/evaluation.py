@@ -166,10 +166,11 @@ def evaluate(
     decisions: list[Array | None] = []
     for indices, outputs in _outputs(run, samples, batch):
         keeper.add(outputs)
+        own = outputs if samples.ragged else _of_samples(outputs, len(indices), metric)
         if metric.observe is not None:
-            rows.append(metric.observe(outputs, pick(samples.labels, indices)))
+            rows.append(metric.observe(own, pick(samples.labels, indices)))
         if metric.decide is not None:
-            decisions.append(metric.decide(outputs))
+            decisions.append(metric.decide(own))
     found = Evaluation(
         None, len(samples), metric.kind, _stacked(rows), _joined(decisions), keeper.joined()
     )
@@ -191,6 +192,20 @@ def _outputs(run: Run, samples: Samples, batch: int) -> Iterable[tuple[list[int]
         if short > 0:
             outputs = {name: array[: len(indices)] for name, array in outputs.items()}
         yield indices, outputs
+
+
+def _of_samples(outputs: Outputs, rows: int, metric: Metric) -> Outputs:
+    """The outputs with one row a sample; a recurrent state, say, has its batch axis elsewhere."""
+    found = {name: array for name, array in outputs.items() if array.shape[:1] == (rows,)}
+    if not found and metric.observe is not None:
+        raise UsageError(
+            "no output has one row a sample",
+            where=f"metric {metric.name}",
+            expected=f"{rows} rows",
+            got=", ".join(f"{name}{list(array.shape)}" for name, array in outputs.items()),
+            fix="use an evaluator, which sees run(feeds) itself",
+        )
+    return found
 
 
 def _fixed_batch(samples: Samples) -> int | None:

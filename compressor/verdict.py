@@ -172,7 +172,8 @@ def _p99(gate: Gate, timing: Timing) -> Check:
     upper = timing.p99_upper_ms
     shown = f"p99 {_ms(timing.p99_ms)}"
     if timing.source != "timed" or timing.p99_ms > gate.limit:
-        return _point(gate, timing.p99_ms, f"{shown} ({timing.source})", _ms(gate.limit))
+        how = "" if timing.source == "timed" else f" ({timing.source})"
+        return _point(gate, timing.p99_ms, shown + how, _ms(gate.limit))
     if upper is None:
         text = f"{shown}, limit {_ms(gate.limit)}: inconclusive, {timing.n} values cannot bound it"
         text += " (299 can)"
@@ -276,10 +277,16 @@ def _judge_sqnr(gate: Gate, comparison: Comparison) -> Check:
     return _point(gate, comparison.sqnr_db, shown, f"{gate.limit:g} dB")
 
 
+def _base(reference: Reference) -> float | None:
+    if reference.score is not None and reference.score.metric == "agreement":
+        return 1.0  # the original agrees with itself
+    return reference.score.value if reference.score is not None else None
+
+
 def _judge_drop(
     gate: Gate, reference: Reference, score: Score | None, comparison: Comparison
 ) -> Check:
-    base = reference.score.value if reference.score is not None else None
+    base = _base(reference)
     if comparison.drop is None:
         return _not_judged(gate, "; ".join(comparison.doubts) or "this metric has no drop")
     if base is None and gate.metric == "relative_drop":

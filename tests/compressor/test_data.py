@@ -311,10 +311,21 @@ def test_missing_and_misspelled_files(tmp_path: Path) -> None:
     refused("no/such/place.npz", "there is no folder", base=tmp_path)
     refused({"path": "calib.npz", "limt": 3}, "unknown key 'limt'", "'limit'", base=tmp_path)
     refused({"path": "calib.npz", "limit": 0}, "1 or more", base=tmp_path)
+    refused({"path": "calib.npz", "limit": -3}, "1 or more", base=tmp_path)
+    refused({"path": "calib.npz", "cast": "yes"}, "true or false", base=tmp_path)
+    refused({"path": "calib.npz", "names": "x"}, "a mapping", base=tmp_path)
+    refused({"path": "calib.npz", "labels": "label"}, "did you mean 'labels'?", base=tmp_path)
     (tmp_path / "data.txt").write_text("1 2 3")
     refused("data.txt", "cannot read .txt files", base=tmp_path)
     (tmp_path / "empty").mkdir()
     refused("empty", "no pictures and no .npz files", base=tmp_path)
+
+
+def test_feeds_are_no_pictures(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **images())
+    spec = {"path": "a.npz", "preprocess": {"scale": "1/255"}}
+    refused(spec, "holds no pictures", "leave preprocess out", base=tmp_path)
+    refused({**spec, "path": str(tmp_path)}, "these are feeds and no pictures")
 
 
 def test_damaged_npz(tmp_path: Path) -> None:

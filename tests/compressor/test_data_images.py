@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.data import DataSet, check_disjoint, open_data
-from compressor.data_images import as_boxes
+from compressor.data_boxes import as_boxes
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 
@@ -143,6 +143,18 @@ def test_bad_coco(tmp_path: Path, content: str, fragment: str) -> None:
     (tmp_path / "coco.json").write_text(content)
     with pytest.raises(UsageError, match=fragment):
         opened(tmp_path, labels="coco.json")
+
+
+def test_pictures_in_one_array(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 40, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(5))
+    data = open_data({"path": "a.npz", "preprocess": HOW}, "evaluation", INPUT, tmp_path)
+    (tmp_path / "set").mkdir()
+    image_module.fromarray(pixels[3]).save(tmp_path / "set" / "3.png")
+    wanted = opened(tmp_path / "set").feeds([0])["images"]
+    np.testing.assert_array_equal(data.feeds([3])["images"], wanted)
+    assert data.labels.tolist() == [0, 1, 2, 3, 4]
+    assert data.preprocess is not None
 
 
 @pytest.fixture

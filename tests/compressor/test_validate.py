@@ -268,6 +268,17 @@ def test_fixed_batches_are_filled_up() -> None:
     assert sizes == [64] * 7
 
 
+def test_outputs_without_a_row_a_sample() -> None:
+    metric = load_metric("top1", HERE)
+    with pytest.raises(UsageError, match="no output has one row a sample"):
+        evaluate(lambda feeds: {"y": feeds["x"].mean(0, keepdims=True)}, points(), metric)
+
+    def recurrent(feeds: Any) -> Any:
+        return {**model()(feeds), "state": np.zeros((2, len(feeds["x"]), 3), np.float32)}
+
+    assert evaluate(recurrent, points(), metric).value == evaluate(model(), points(), metric).value
+
+
 def test_samples_of_other_lengths(tmp_path: Path) -> None:
     for i, time in enumerate((3, 5, 4)):
         ids = np.arange(time, dtype=np.int64)[None]

@@ -81,6 +81,14 @@ def test_relative_drop_is_a_share_of_the_original() -> None:
     assert verdict("relative_drop<=1%", worse).state == "inconclusive"
 
 
+def test_agreement_of_the_original_with_itself_is_whole() -> None:
+    reference = replace(REFERENCE, score=Score("agreement", None, n=1000))
+    candidate = replace(flips(2, 0, 1000), score=Score("agreement", None, n=1000))
+    check = verdict("relative_drop<=1%", candidate, reference)
+    assert check.state == "pass"
+    assert check.text.startswith("agreement dropped 0.20 % of 100.00")
+
+
 def test_error_metrics_rise() -> None:
     comparison = Comparison(drop=0.02, interval=(0.01, 0.03), method="paired-bootstrap", n=500)
     candidate = Candidate(
