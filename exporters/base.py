@@ -7,7 +7,7 @@ A **step** is a module found by its file name (`compressor/passes/<verb>_<object
     ACCEPTS: frozenset[str]       artifact formats it takes
     PRODUCES: str                 the format it makes; "same" = the one it was given
     NEEDS: frozenset[str]         of {"calibration", "training"}: data it cannot work without
-    USES: frozenset[str]          of {"calibration", "training", "selection"}: data it takes if there
+    USES: frozenset[str]          of these and "selection": data it takes if there
     Options                       one frozen dataclass, every field defaulted and documented
     tools() -> dict[str, str]     name → version; MissingTool naming the extra
     refusals(source, options, context) -> list[Refusal]      reasons per node, before any work
@@ -38,7 +38,6 @@ from typing import (
 
 import numpy as np
 
-from runtimes.base import Feeds
 from runtimes.errors import Refusal
 from runtimes.types import Artifact, TensorSpec
 
@@ -99,7 +98,7 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Rung:
-    """One declared candidate of a target: its name in reports and its steps after the shared ones."""
+    """One declared candidate of a target: its name in reports, its steps after the shared ones."""
 
     name: str
     steps: Tuple[StepSpec, ...]
@@ -181,12 +180,12 @@ class Samples(Protocol):
     def labels(self) -> Optional[Sequence[Any]]:
         """One label a sample, or None."""
 
-    def feeds(self, indices: Sequence[int]) -> Dict[str, "np.ndarray[Any, Any]"]:
+    def feeds(self, indices: Sequence[int]) -> Dict[str, np.ndarray[Any, Any]]:
         """The named samples as one batch, by input name."""
 
     def batches(
         self, size: int, indices: Optional[Sequence[int]] = None
-    ) -> Iterator[Tuple[List[int], Dict[str, "np.ndarray[Any, Any]"]]]:
+    ) -> Iterator[Tuple[List[int], Dict[str, np.ndarray[Any, Any]]]]:
         """Batches of (indices, feeds), in order; the last one may be smaller."""
 
 
@@ -237,16 +236,19 @@ class Step(Protocol):
     USES: FrozenSet[str]
     Options: Any
 
-    def tools(self) -> Dict[str, str]: ...
+    def tools(self) -> Dict[str, str]:
+        """Name → version; `MissingTool` naming the extra."""
 
-    def refusals(self, source: Artifact, options: Any, context: Context) -> List[Refusal]: ...
+    def refusals(self, source: Artifact, options: Any, context: Context) -> List[Refusal]:
+        """Reasons per node, before any work."""
 
-    def run(self, source: Artifact, options: Any, env: Env) -> Artifact: ...
+    def run(self, source: Artifact, options: Any, env: Env) -> Artifact:
+        """The new artifact, written into `env.work`."""
 
 
 def example_feeds(
     inputs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int
-) -> Dict[str, "np.ndarray[Any, Any]"]:
+) -> Dict[str, np.ndarray[Any, Any]]:
     """Seeded example arrays for `inputs`: normal floats, integers in {0, 1}, booleans.
 
     Named free dimensions take their size from `dims` (2 where it does not say). They serve for

@@ -124,13 +124,9 @@ class Artifact:
                 data["files"],
             )
         except FileNotFoundError as error:
-            raise BadArtifact(
-                f"not an artifact folder: no {MANIFEST}", where=str(root)
-            ) from error
+            raise BadArtifact(f"not an artifact folder: no {MANIFEST}", where=str(root)) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise BadArtifact(
-                f"unreadable {MANIFEST}: {error}", where=str(root)
-            ) from error
+            raise BadArtifact(f"unreadable {MANIFEST}: {error}", where=str(root)) from error
 
     def to_json(self) -> Dict[str, Any]:
         """What `artifact.json` holds."""
