@@ -120,11 +120,14 @@ def _stream(
     model: Any, data: Callable[[], Iterator[Feeds]], threads: int
 ) -> Iterator[tuple[dict[str, Any], int]]:
     session = onnx_session(model.SerializeToString(), threads)
-    names = [o.name for o in session.get_outputs() if _SEPARATOR in o.name]
+    names = [output.name for output in session.get_outputs()]
     for feeds in data():
         count = len(next(iter(feeds.values())))
-        values = session.run(names, dict(feeds)) if names else []
-        yield dict(zip(names, values, strict=True)), count
+        values = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        # The engine's minimum and maximum pass over NaN; the model's own outputs show it.
+        for name in [name for name in names if _SEPARATOR not in name]:
+            _check_output(name, values.pop(name))
+        yield values, count
 
 
 def _merge(found: Statistics, outputs: Mapping[str, Any], count: int) -> None:
@@ -137,22 +140,29 @@ def _merge(found: Statistics, outputs: Mapping[str, Any], count: int) -> None:
         else:
             low, high = found.ranges.get(name, (np.inf, -np.inf))
             at = float(value)
-            if np.isnan(at):
-                low = high = np.nan
             found.ranges[name] = (min(low, at), high) if kind == "min" else (low, max(high, at))
     found.samples += count
+
+
+def _check_output(name: str, values: Any) -> None:
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise _not_finite(f"output {name}", "NaN")
+
+
+def _not_finite(where: str, got: str) -> UsageError:
+    return UsageError(
+        "the model computes NaN or infinity on the calibration data",
+        where=where,
+        expected="finite values",
+        got=got,
+        fix="check the data's preprocessing, or keep the layer before it in float",
+    )
 
 
 def _check_finite(ranges: Mapping[str, Range]) -> None:
     for name, (low, high) in ranges.items():
         if not np.isfinite(low) or not np.isfinite(high):
-            raise UsageError(
-                "the model computes NaN or infinity on the calibration data",
-                where=f"activation {name}",
-                expected="finite values",
-                got=f"{low} to {high}",
-                fix="check the data's preprocessing, or keep the layer before it in float",
-            )
+            raise _not_finite(f"activation {name}", f"{low} to {high}")
 
 
 def _least_squares_ranges(

@@ -105,7 +105,7 @@ def _kind(dtype: str, rank: int) -> str:
     if precision is None:
         return "constants"
     if rank < _SMALL:
-        return "biases" if precision == "float" and rank else "constants"
+        return "biases" if precision in {"float", "half"} and rank else "constants"
     return "weights " + precision
 
 
@@ -166,7 +166,7 @@ def _kind_openvino(data: ET.Element, readers: list[tuple[str, int]]) -> str:
         return "constants"
     if kinds & {"FakeQuantize"}:
         return "scales"
-    if len(wide) < _SMALL and _PRECISIONS[dtype] == "float":
+    if len(wide) < _SMALL and _PRECISIONS[dtype] in {"float", "half"}:
         return "scales" if kinds == {"Multiply"} else "biases"
     return "weights " + _PRECISIONS[dtype]
 

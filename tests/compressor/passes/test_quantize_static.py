@@ -1,0 +1,142 @@
+"""INT8: what the engine executes, how close the outputs stay, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from exporters.base import Keep
+from runtimes.errors import Unsupported, UsageError
+from tests.compressor.quantization.helpers import (
+    apply,
+    executed,
+    precisions,
+    prepared,
+    refused,
+    sqnr_db,
+)
+
+BOTH = pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+
+
+@pytest.mark.parametrize(
+    ("model", "kernels"),
+    [
+        ("convnet", {"QLinearConv": 4, "QLinearAdd": 1, "QGemm": 1}),
+        ("depthwise", {"QLinearConv": 5, "QLinearAdd": 1, "QGemm": 1}),
+        ("mlp", {"QGemm": 3}),
+        ("hardswish_net", {"QLinearConv": 4, "QLinearMul": 3, "QGemm": 1}),
+    ],
+)
+def test_onnxruntime_runs_integer_kernels_only(model, kernels, tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, model), "quantize_static")
+    ran = executed(made)
+    assert {op: ran[op] for op in kernels} == kernels
+    assert not {"Conv", "Gemm", "FusedGemm", "FusedConv", "Add", "Mul", "HardSigmoid"} & set(ran)
+
+
+def test_onnxruntime_runs_a_transformers_products_in_integers(tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, "transformer_block"), "quantize_static")
+    ran = executed(made)
+    assert ran["MatMulIntegerToFloat"] + ran["QLinearMatMul"] >= 6
+
+
+def test_openvino_runs_convolutions_in_integers(tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, "convnet", "openvino"), "quantize_static")
+    assert precisions(made)["int8"] >= 5
+
+
+def test_a_file_that_would_not_shrink_is_refused(tmp_path):
+    given = prepared(tmp_path, "depthwise", "openvino")
+    with pytest.raises(Unsupported, match="got no smaller"):
+        apply(tmp_path, given, "quantize_static")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [("convnet", 30), ("mlp", 30), ("transformer_block", 25), ("hardswish_net", 20)],
+)
+def test_outputs_stay_close(target, model, least, tmp_path):
+    given = prepared(tmp_path, model, target)
+    assert sqnr_db(given, apply(tmp_path, given, "quantize_static")) >= least
+
+
+@BOTH
+def test_weights_are_integers_in_the_file(target, tmp_path):
+    given = prepared(tmp_path, "mlp", target)
+    made = apply(tmp_path, given, "quantize_static")
+    assert made.size_bytes < 0.32 * given.size_bytes
+
+
+@BOTH
+def test_kept_layers_stay_float(target, tmp_path):
+    keep = Keep(float=("block.conv2",), float_ops=("Gemm",))
+    made = apply(tmp_path, prepared(tmp_path, "convnet", target), "quantize_static", keep=keep)
+    rows = {row["layer"]: row for row in made.facts["requested"]}
+    assert rows["block.conv2"]["requested"] == "float32"
+    assert rows["block.conv2"]["reason"] == "keep.float block.conv2"
+    assert rows["head"]["reason"] == "keep.float op Gemm"
+    assert rows["block.conv1"]["requested"] == "int8"
+
+
+@BOTH
+def test_a_pattern_that_matches_nothing_is_an_error(target, tmp_path):
+    given = prepared(tmp_path, "convnet", target)
+    with pytest.raises(UsageError, match=r"block\.conv7[\s\S]*did you mean"):
+        apply(tmp_path, given, "quantize_static", keep=Keep(float=("block.conv7",)))
+
+
+@BOTH
+def test_an_already_quantized_model_is_refused(target, tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, "mlp", target), "quantize_static")
+    (reason,) = refused(made, "quantize_static")
+    assert "already quantized" in reason.why
+    with pytest.raises(Unsupported, match="already quantized"):
+        apply(tmp_path, made, "quantize_static")
+
+
+def test_everything_kept_is_refused_with_a_reason_per_node(tmp_path):
+    given = prepared(tmp_path, "mlp")
+    with pytest.raises(Unsupported, match="no layer can run in INT8") as caught:
+        apply(tmp_path, given, "quantize_static", exclude=["*"])
+    assert any(r.where == "fc1" for r in caught.value.refusals)
+
+
+def test_clipping_ranges_helps_where_an_outlier_stretches_them(tmp_path):
+    given = prepared(tmp_path, "convnet")
+    plain = apply(tmp_path / "a", given, "quantize_static", method="minmax")
+    clipped = apply(tmp_path / "b", given, "quantize_static", method="mse")
+    assert plain.files != clipped.files
+    assert sqnr_db(given, clipped) > 25
+
+
+def test_biases_are_corrected(tmp_path):
+    given = prepared(tmp_path, "convnet")
+    with_ = apply(tmp_path / "a", given, "quantize_static")
+    without = apply(tmp_path / "b", given, "quantize_static", bias_correction="off")
+    assert sqnr_db(given, with_) > sqnr_db(given, without) - 1.0
+    assert with_.files != without.files
+
+
+def test_seven_bit_weights_without_vnni(tmp_path):
+    from dataclasses import replace
+
+    from compressor.quantization.onnx_static import quantize
+    from exporters._onnx_graph import load_model
+    from exporters._schemes import ONNXRUNTIME
+    from tests import models
+
+    model = load_model(prepared(tmp_path, "mlp").path)
+    data = lambda: iter([models.feeds(model, 8)])  # noqa: E731
+    made = quantize(model, replace(ONNXRUNTIME, reduce_range=True), Keep(), data).model
+    weights = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert max(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max() for t in weights) == 63
+
+
+def test_facts_say_what_was_done(tmp_path):
+    facts = apply(tmp_path, prepared(tmp_path, "gru"), "quantize_static").facts
+    assert facts["quantization"]["samples"] == 64
+    assert "GRU" in " ".join(facts["notes"])
+    assert {row["layer"]: row["requested"] for row in facts["requested"]}["rnn"] == "float32"
