@@ -17,6 +17,13 @@ from compressor.source_kinds import kind_of, missing_file
 from runtimes.errors import UsageError
 from runtimes.types import Artifact, sha256_of
 
+_TF2ONNX = "export it to ONNX with tf2onnx and hand in the file"
+_OBJECT_FIXES = {
+    "keras": _TF2ONNX,
+    "tensorflow": _TF2ONNX,
+    "torch.export.": "torch.export.save(program, 'model.pt2') and hand in the file",
+    "onnx.": "onnx.save(model, 'model.onnx') and hand in the file",
+}
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -73,13 +80,13 @@ def _instance_kind(model: Any) -> str:
         )
     if torch is not None and isinstance(model, torch.nn.Module):
         return "instance"
-    fix = "a Keras or TensorFlow model: export it to ONNX with tf2onnx and hand in the file"
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UsageError(
         "not a model we take",
         where="model",
         expected="a path, `module:function`, or an nn.Module",
-        got=f"{type(model).__module__}.{type(model).__qualname__}",
-        fix=fix if type(model).__module__.startswith(("keras", "tensorflow")) else "",
+        got=kind,
+        fix=next((fix for start, fix in _OBJECT_FIXES.items() if kind.startswith(start)), ""),
     )
 
 

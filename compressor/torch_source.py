@@ -264,4 +264,11 @@ def module_identity(module: nn.Module) -> dict[str, Any]:
 
 def private_copy(module: nn.Module) -> nn.Module:
     """A deep copy in eval mode on the CPU: the caller's module is never touched."""
-    return copy.deepcopy(module).cpu().eval()
+    try:
+        return copy.deepcopy(module).cpu().eval()
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"the module cannot be copied: {str(error).splitlines()[0][:200]}",
+            where=type(module).__name__,
+            fix="name the function that builds it: model: {source: 'package.module:function'}",
+        ) from error

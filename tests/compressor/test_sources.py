@@ -219,6 +219,8 @@ def test_what_other_frameworks_write_is_named_with_its_conversion(tmp_path):
 def test_objects_that_are_no_model(tmp_path):
     with pytest.raises(UsageError, match="not a model we take"):
         open_source(SourceSpec(model=np.zeros(3)), tmp_path)
+    with pytest.raises(UsageError, match=r"onnx\.save"):
+        open_source(SourceSpec(model=models.mlp()), tmp_path)
 
 
 def test_weights_beside_a_file_are_refused(convnet, tmp_path):

@@ -246,3 +246,17 @@ def test_a_truncated_program(tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(UsageError):
         open_source(SourceSpec(model=path), tmp_path / "artifact")
+
+
+def test_an_exported_program_in_memory_is_told_to_be_saved():
+    program = torch.export.export(torch_models.tiny_mlp().eval(), (torch.randn(2, 16),))
+    with pytest.raises(UsageError) as caught:
+        identify(SourceSpec(model=program))
+    assert "torch.export.save" in caught.value.fix
+
+
+def test_a_module_that_cannot_be_copied_is_told_so(tmp_path):
+    module = torch_models.tiny_mlp()
+    module.table = (i for i in range(3))  # generators cannot be copied
+    with pytest.raises(UsageError, match="cannot be copied"):
+        opened(module, tmp_path)
