@@ -38,7 +38,7 @@ class Metric:
         name: as in reports.
         kind: what a sample's outcome is, and so which interval the difference of two models has.
         higher_is_better: False for errors.
-        fraction: the value lies in 0–1, so that points make sense.
+        fraction: the value lies in 0–1 (error rates: about), so that points make sense.
         needs_labels: it cannot work without.
         observe: (outputs of a batch, its labels) → one row a sample, (n, k) or a list of (m, k).
         reducer: rows → (times each sample counts → value).

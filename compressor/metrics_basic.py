@@ -211,12 +211,14 @@ def _one_auc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> Reducer
     order = np.argsort(score, kind="stable")
     ordered = score[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    is_positive = positive[order]
+    share = positive[order].astype(np.float64)
 
     def value(counts: Counts) -> float:
         weight = counts[order]
-        up = np.add.reduceat(np.where(is_positive, weight, 0.0), starts)
-        down = np.add.reduceat(np.where(is_positive, 0.0, weight), starts)
+        up = weight * share
+        down = weight - up
+        if len(starts) < len(order):
+            up, down = np.add.reduceat(up, starts), np.add.reduceat(down, starts)
         total = up.sum() * down.sum()
         if total == 0:
             return float("nan")

@@ -161,7 +161,9 @@ def _error_rate(
             )
         return np.array([count(w, t) for w, t in zip(wanted, told, strict=True)], dtype=np.float64)
 
-    return Metric(name, "rows", higher_is_better=False, observe=observe, reducer=ratio_of_sums)
+    return Metric(
+        name, "rows", higher_is_better=False, fraction=True, observe=observe, reducer=ratio_of_sums
+    )
 
 
 def _text(label: Any, name: str) -> str:

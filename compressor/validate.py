@@ -18,6 +18,7 @@ from compressor.metrics import Metric
 from compressor.result import Comparison, Interval
 from compressor.statistics import (
     RESAMPLES,
+    Z_95,
     bonett_price,
     clopper_pearson,
     paired_bootstrap,
@@ -37,7 +38,8 @@ def compare(metric: Metric, base: Evaluation, candidate: Evaluation, seed: int =
     """The candidate against the original model on the same samples.
 
     The interval of the drop is two-sided 90 %, so that its upper end is a one-sided 95 % bound:
-    Bonett–Price for right/wrong outcomes, Clopper–Pearson for agreement, else paired bootstrap.
+    Bonett–Price for right/wrong outcomes, Clopper–Pearson for agreement, else the paired bootstrap
+    over samples, widened for metrics in 0–1 by what the samples cannot show.
     """
     if base.n != candidate.n:
         raise CompressError(
@@ -108,10 +110,26 @@ def _drop(
         return _flips(base, candidate, sign)
     first, second = base.per_sample, candidate.per_sample
     if first is not None and second is not None:
-        _, low, high = paired_bootstrap(sign * first, sign * second, seed=seed)
-        return gap, (low, high), "paired-bootstrap", None
-    interval = _resampled(metric, base, candidate, sign, seed)
-    return gap, interval, "paired-bootstrap" if interval else "", None
+        interval: Interval | None = paired_bootstrap(sign * first, sign * second, seed=seed)[1:]
+    else:
+        interval = _resampled(metric, base, candidate, sign, seed)
+    if interval is None:
+        return gap, None, "", None
+    if metric.fraction or (metric.kind == "whole" and 0 <= base.value <= 1):
+        interval = _widened(gap, interval, base.n)
+    return gap, interval, "paired-bootstrap", None
+
+
+def _widened(gap: float, interval: Interval, n: int) -> Interval:
+    """A bootstrap interval as if two more samples had flipped, one each way.
+
+    Resampling cannot show what was never drawn: with no change in 300 samples its interval is a
+    point, while the exact bound is 3/n. Bonett and Price's two pseudo-samples add 2 (z/n)² to the
+    variance of a metric in 0–1; the same is added here.
+    """
+    extra = 2 * (Z_95 / n) ** 2
+    low, high = max(0.0, gap - interval[0]), max(0.0, interval[1] - gap)
+    return gap - math.sqrt(low**2 + extra), gap + math.sqrt(high**2 + extra)
 
 
 def _disagreement(

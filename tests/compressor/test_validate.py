@@ -14,8 +14,8 @@ from compressor import evaluation
 from compressor.data import DataSet, open_data
 from compressor.evaluation import Evaluation, evaluate
 from compressor.metrics import evaluator_metric, load_metric, user_metric
-from compressor.statistics import bonett_price
-from compressor.validate import compare
+from compressor.statistics import bonett_price, paired_bootstrap
+from compressor.validate import _widened, compare
 from runtimes.errors import CompressError, UsageError
 from runtimes.types import TensorSpec
 from tests import models
@@ -137,7 +137,17 @@ def test_functions_without_outcomes_are_called_on_resamples() -> None:
     found = compare(metric, base, candidate)
     bounds = compare(*both("top1", 0.15)).interval
     assert found.method == "paired-bootstrap"
-    assert found.interval == pytest.approx(bounds, abs=0.01)
+    assert found.interval == pytest.approx(bounds, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    "spec", ["f1", user_metric(accuracy), user_metric(accuracy, fraction=True)]
+)
+def test_no_change_in_few_samples_proves_little(spec: Any) -> None:
+    metric, base, candidate = both(spec, 0.0, points(300))
+    found = compare(metric, base, candidate)
+    assert found.drop == 0.0
+    assert found.interval == pytest.approx(bonett_price(0, 0, 300)[1:], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +359,21 @@ def test_a_real_model_loses_more_the_coarser_it_gets() -> None:
     assert coarse.sqnr_db < fine.sqnr_db
     assert coarse.interval is not None
     assert coarse.interval[0] > 0.01
+
+
+def test_bootstrap_rarely_passes_at_the_limit() -> None:
+    """True drop exactly the limit, 300 samples: plain resampling passes one in nine."""
+    rng = np.random.default_rng(0)
+    plain = widened = 0
+    for seed in range(300):
+        worse, better, _ = rng.multinomial(300, [0.015, 0.005, 0.98])
+        change = np.zeros(300)
+        change[:worse], change[worse : worse + better] = 1.0, -1.0
+        drop, low, high = paired_bootstrap(change, np.zeros(300), seed=seed, resamples=200)
+        plain += high <= 0.01
+        widened += _widened(drop, (low, high), 300)[1] <= 0.01
+    assert plain / 300 > 0.08
+    assert widened / 300 < 0.065
 
 
 def test_different_data_is_never_compared() -> None:
