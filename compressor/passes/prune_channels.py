@@ -16,7 +16,7 @@ from compressor.modules import load_module, reference_of, write_module
 from compressor.pruning import costs, graph, norms
 from compressor.pruning.allocate import TOLERANCE
 from compressor.pruning.budget import Budget, parse_budget
-from compressor.pruning.plan import Kind, Scope, Subject, choose, score
+from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.select import select
 from compressor.torch_io import batch_size, batches, call, example_batch, threads
 from exporters.base import Context, Env, Refusal, Samples
@@ -45,7 +45,7 @@ class Options:
         saliency: `taylor` (from the model's own outputs, needs data, no labels), `l2` (weights
             alone), `random` (a control); `auto` is taylor where there is data, else l2.
         scope: `global` ranks the channels of all layers together; `uniform` keeps about the same
-            fraction of every layer.
+            fraction of every layer; `auto` is global for taylor, else uniform.
         floor: the least fraction of its channels that any layer keeps.
         multiple: widths are rounded to it; 0 means the targets' own.
         samples: how many samples saliency is estimated on; batch norms see four times as many.
@@ -53,7 +53,7 @@ class Options:
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
     saliency: Kind = "auto"
-    scope: Scope = "global"
+    scope: Scope = "auto"
     floor: float = 0.15
     multiple: int = 0
     samples: int = 1024
@@ -116,9 +116,10 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         groups, left_alone = select(module, example, env.context.keep.channels)
         subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
         env.progress(0.2, "estimating saliency")
-        scores, how = score(subject, options.saliency, options.samples)
+        kind, scope = resolve(options.saliency, options.scope, data is not None)
+        scores, how = score(subject, kind, options.samples)
         chosen, notes = choose(
-            subject, scores, budget, scope=options.scope, floor=options.floor,
+            subject, scores, budget, scope=scope, floor=options.floor,
             multiple=options.multiple or env.context.width_multiple,
         )  # fmt: skip
         pruned = copy.deepcopy(module)

@@ -64,7 +64,7 @@ class Options:
     minutes: float = 0
     steps: int = 0
     batch: int = 128
-    lr: float = 2e-3
+    lr: float = 1e-3
     decay: float = 1e-2
     temperature: float = 2.0
     patience: int = 5
