@@ -22,6 +22,7 @@ from runtimes.types import TensorSpec
 
 _BATCH = 16
 _BINS = 2048
+_SHARES = np.linspace(1.0, 0.1, 91)
 _SEPARATOR = "//"
 Range = tuple[float, float]
 
@@ -185,18 +186,27 @@ def _least_squares_ranges(
 
 
 def _clip(counts: Any, low: float, high: float) -> Range:
-    """The part of [low, high], shrunk towards 0, whose 256 levels leave the least squared error."""
+    """The part of [low, high] around 0 whose 256 levels leave the least squared error.
+
+    Each end is moved by itself, twice: an outlier on one side must not cost the other its range.
+    """
     if not counts.any():
         return low, high
     centres = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
-    best, chosen = np.inf, (low, high)
-    for share in np.linspace(1.0, 0.3, 71):
-        bottom, top = share * min(low, 0.0), share * max(high, 0.0)
-        step = (top - bottom) / 255
-        clipped = np.clip(centres, bottom, top)
-        error = float(
-            counts @ ((centres - clipped) ** 2 + np.where(clipped == centres, step**2 / 12, 0))
+    low, high = min(low, 0.0), max(high, 0.0)
+    bottom, top = low, high
+    for _ in range(2):
+        top = min(
+            (share * high for share in _SHARES), key=lambda t: _loss(counts, centres, bottom, t)
         )
-        if error < best:
-            best, chosen = error, (bottom, top)
-    return chosen
+        bottom = min(
+            (share * low for share in _SHARES), key=lambda b: _loss(counts, centres, b, top)
+        )
+    return bottom, top
+
+
+def _loss(counts: Any, centres: Any, bottom: float, top: float) -> float:
+    """Squared error of clipping to [bottom, top] plus that of rounding inside."""
+    clipped = np.clip(centres, bottom, top)
+    rounding = ((top - bottom) / 255) ** 2 / 12
+    return float(counts @ ((centres - clipped) ** 2 + np.where(clipped == centres, rounding, 0.0)))

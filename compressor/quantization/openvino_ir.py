@@ -1,8 +1,8 @@
 """OpenVINO IR of quantized models: as small as its reader allows, the same bytes every time.
 
 On top of what `exporters._openvino_ir` leaves out, constants that lie at the same place of the .bin
-become one layer (a FakeQuantize names each bound twice) and helper layers get short names: of 145 kB of
-text that OpenVINO writes for an INT8 network of 14 layers a third is left (OpenVINO 2026.4).
+become one layer (a FakeQuantize names each bound twice), and helper layers get short names: of
+145 kB of text that OpenVINO 2026.4 writes for an INT8 network of 14 layers a third is left.
 """
 
 from __future__ import annotations
