@@ -1,6 +1,6 @@
 """Train `resnet.safetensors`, the weights this example starts from.
 
-    python train.py                # about a quarter of an hour on two cores; also writes train.json
+    python train.py                # about ten minutes on two free cores; also writes train.json
     python train.py --evaluate     # only score the weights that are there on the 10,000 test images
 
 You need not run this to try the example: its result lies beside it. The epoch is chosen on the
