@@ -66,6 +66,7 @@ _FACTORS: Mapping[Unit, Mapping[str, float]] = {
 _PATTERN = re.compile(
     r"\s*(?P<name>[A-Za-z_]\w*)\s*(?:@\s*(?P<batch>[^\s<>=≤≥]+))?\s*"
     r"(?P<op><=|>=|==|=|<|>|≤|≥)\s*(?P<number>[+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*(?P<unit>\S*)\s*"
+    r"(?:over\s+(?P<over>[\w-]+)\s*)?"
 )
 _FORM = (
     "name<=limit or name>=limit, such as accuracy_drop<=1%, speedup@16>=3.5, p99<=9ms, size<=3MB"
@@ -85,6 +86,8 @@ class Gate:
         percent: the limit was written with a percent sign.
         of: what a size is of, the `model` file or the `package`.
         point_estimate: accept a value that has no interval.
+        over: the twin a speed-up is over (`speedup>=3 over twin`); None = the fastest one that
+            keeps accuracy, half precision included.
     """
 
     metric: str
@@ -95,6 +98,7 @@ class Gate:
     percent: bool = False
     of: Literal["model", "package"] = "model"
     point_estimate: bool = False
+    over: str | None = None
 
     @property
     def kind(self) -> Kind:
@@ -181,8 +185,11 @@ def _parse_text(text: str) -> Gate:
     batch = _batch(text, name, match["batch"])
     limit = _limit(text, name, match["number"], match["unit"])
     at = "" if batch is None else f"@{batch}"
-    clean = f"{name}{at}{op}{match['number']}{match['unit']}"
-    return Gate(name, op, limit, clean, batch, percent=match["unit"] == "%")
+    over = match["over"]
+    if over is not None and name != "speedup":
+        raise UsageError("only a speed-up is over something", where=f"gate {text!r}")
+    clean = f"{name}{at}{op}{match['number']}{match['unit']}" + (f" over {over}" if over else "")
+    return Gate(name, op, limit, clean, batch, percent=match["unit"] == "%", over=over)
 
 
 def _direction(text: str, name: str, op: str) -> Op:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,25 @@ class Judge:
         return layer_table(artifact, found)
 
 
-def timings_of(result: BenchResult, name: str, over: str | None) -> list[Timing]:
-    """Timings of one variant at every batch size; its failure is told by the caller."""
-    return [result.timing(name, batch, over if over != name else None) for batch in result.batches]
+def timings_of(
+    result: BenchResult, name: str, over: str | None, twins: Sequence[str] = ()
+) -> list[Timing]:
+    """Timings of one variant at every batch size, with its speed-up over each of `twins`."""
+    made = []
+    for batch in result.batches:
+        timing = result.timing(name, batch, over if over != name else None)
+        ratios = {t: ratio for t in twins if (ratio := _ratio(result, name, batch, t))}
+        made.append(replace(timing, ratios=ratios))
+    return made
+
+
+def _ratio(
+    result: BenchResult, name: str, batch: int, twin: str
+) -> tuple[float, float, float] | None:
+    timing = result.timing(name, batch, twin)
+    if timing.speedup is None or timing.speedup_interval is None:
+        return None
+    return (timing.speedup, *timing.speedup_interval)
 
 
 def with_budget(measure: MeasureSpec, effort: str | None) -> MeasureSpec:

@@ -136,7 +136,7 @@ class _Planner:
         where = f"targets.{name}"
         bare = replace(context, keep=Context().keep)
         twins = [self._rung("twin", "twin", target.twin, self.source_format, bare, where)]
-        if target.half_twin:
+        if target.half_twin and has_half(target):
             twins.append(
                 self._rung(
                     "half-twin", "half_twin", target.half_twin, self.source_format, bare, where
@@ -271,8 +271,13 @@ class _Planner:
                     error.where = f"{where}[{i}]"
                     self._caught(error)
                     continue
-                chosen[gate.metric, gate.batch] = gate
+                chosen[gate.metric, gate.batch, gate.over] = gate
         return complete_gates(tuple(chosen.values()), self.labelled)
+
+
+def has_half(target: Target) -> bool:
+    """Whether this machine's CPU computes in half precision, as far as the target asks."""
+    return not target.half_isa or bool(target.half_isa & set(facts()["isa"]))
 
 
 def scheme_here(target: Target) -> QuantScheme | None:

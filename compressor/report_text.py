@@ -96,7 +96,11 @@ def _numbers(record: RunRecord, chosen: Candidate) -> list[str]:
             speed += f" ({timing.source})"
         if timing.speedup is not None:
             faster = show.ratio(timing.speedup, timing.speedup_interval)
-            speed = f"{faster} as fast as the {timing.speedup_over or 'twin'}: {speed}"
+            also = [
+                f"{r[0]:.2f}x the {n}" for n, r in timing.ratios.items() if n != timing.speedup_over
+            ]
+            over = ", ".join([f"the {timing.speedup_over or 'twin'}", *also])
+            speed = f"{faster} as fast as {over}: {speed}"
         lines += _wrapped(f"batch {timing.batch}", speed)
     return lines
 

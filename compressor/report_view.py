@@ -223,6 +223,9 @@ def _tiles(record: RunRecord, chosen: Candidate) -> list[tuple[str, str, str]]:
         if timing.speedup is not None:
             low, high = timing.speedup_interval or (timing.speedup, timing.speedup)
             detail = f"{low:.2f} to {high:.2f} over the {timing.speedup_over or 'twin'}"
+            for name, ratio in timing.ratios.items():
+                if name != timing.speedup_over:
+                    detail += f"; {ratio[0]:.2f}x over the {name}"
             tiles.append((f"Speed, batch {timing.batch}", f"{timing.speedup:.2f}x", detail))
     return tiles
 

@@ -54,7 +54,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency of one variant at one batch size, and its speed-up over the twin in the same run."""
+    """Latency of one variant at one batch size, and its speed-up over twins in the same run.
+
+    `speedup` is over the fastest twin that keeps accuracy, named in `speedup_over`; `ratios` holds
+    (speed-up, low, high) over every twin by name.
+    """
 
     batch: int
     threads: int
@@ -70,6 +74,7 @@ class Timing:
     speedup: float | None = None
     speedup_interval: Interval | None = None
     speedup_over: str | None = None
+    ratios: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     cold_load_ms: float | None = None
     peak_rss_bytes: int | None = None
     samples: str | None = None

@@ -19,7 +19,8 @@ from runtimes.base import load_runtime
 from runtimes.errors import CompressError, UsageError
 from runtimes.types import Artifact
 
-LATENCY = frozenset({"speedup", "p50", "p90", "p99", "memory"})
+LATENCY = frozenset({"speedup", "p50", "p99", "memory"})
+ACCURACY = frozenset({"accuracy_drop", "relative_drop", "agreement", "sqnr"})
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def run_target(
         failure = Failure(type(error).__name__, error.text(), error.exit_code)
         result = replace(blank, exit_code=error.exit_code, reason=error.what, failure=failure)
         return Outcome(result, None)
-    return choose(blank, runner.timed_twins(twins), tried, planned.explicit)
+    timed = runner.timed_twins(twins)
+    return choose(blank, timed, runner.best_twin(timed), tried, planned.explicit)
 
 
 def _broken(blank: TargetResult, twin: Built) -> Outcome:
@@ -166,8 +168,9 @@ class _Runner:
         if broken := self._not_timed(built):
             failure = Failure("RuntimeUnavailable", broken, 5)
             return Built(replace(built.candidate, failure=failure), built.artifact)
-        over = self.fastest(there)
-        timings = timings_of(self.last, built.candidate.name, over)
+        over = self.fastest(there, self.last)
+        names = [t.candidate.name for t in there]
+        timings = timings_of(self.last, built.candidate.name, over, names)
         layers = self.judging.layers(built.artifact, *self._where())
         return Built(replace(built.candidate, timings=timings, layers=layers), built.artifact)
 
@@ -181,8 +184,10 @@ class _Runner:
         """For `certify`: whether the rounds so far settle every latency gate."""
 
         def decided(result: BenchResult) -> bool:
-            name, over = built.candidate.name, twins[0].candidate.name
-            candidate = replace(built.candidate, timings=timings_of(result, name, over))
+            names = [t.candidate.name for t in twins]
+            over = self.fastest(twins, result)
+            timings = timings_of(result, built.candidate.name, over, names)
+            candidate = replace(built.candidate, timings=timings)
             gates = [g for g in self.planned.gates if g.metric in LATENCY]
             states = [judge(g, candidate, self.reference).state for g in gates]
             return "inconclusive" not in states
@@ -197,16 +202,23 @@ class _Runner:
             if b.artifact is not None
         ]
 
-    def fastest(self, twins: Sequence[Built]) -> str:
+    def fastest(self, twins: Sequence[Built], result: BenchResult) -> str:
         """Latency reference: the fastest twin that keeps accuracy."""
-        assert self.last is not None
         good = [t for t in twins if t.candidate.role == "twin" or self._keeps(t.candidate)]
-        batch = self.last.batches[0]
-        timed = {t.candidate.name: self.last.timing(t.candidate.name, batch, None) for t in good}
+        batch = result.batches[0]
+        timed = {t.candidate.name: result.timing(t.candidate.name, batch) for t in good}
         return min(timed, key=lambda name: timed[name].p50_ms)
 
+    def best_twin(self, twins: Sequence[Built]) -> Built:
+        """The twin to ship where nothing passes: the fastest that keeps accuracy."""
+        assert self.last is not None
+        there = [t for t in twins if t.artifact is not None]
+        name = self.fastest(there, self.last)
+        return next(t for t in there if t.candidate.name == name)
+
     def _keeps(self, twin: Candidate) -> bool:
-        return combine(self._checks(twin, timed=False)) != "fail"
+        gates = [g for g in self.planned.gates if g.metric in ACCURACY]
+        return combine([judge(g, twin, self.reference) for g in gates]) != "fail"
 
     def timed_twins(self, twins: list[Built]) -> list[Built]:
         """The twins with their timings from the last comparison (timed alone if there was none)."""
@@ -235,7 +247,9 @@ def _spelled(name: str, options: dict[str, object]) -> str:
     return f"{name} {{{shown}}}" if shown else name
 
 
-def choose(blank: TargetResult, twins: list[Built], tried: list[Built], explicit: bool) -> Outcome:
+def choose(
+    blank: TargetResult, twins: list[Built], twin: Built, tried: list[Built], explicit: bool
+) -> Outcome:
     """What ships and why: the first rung that passes, else one nobody can decide, else the twin."""
     shown = [b.candidate for b in (*tried, *twins)]
     result = replace(blank, candidates=shown)
@@ -254,8 +268,8 @@ def choose(blank: TargetResult, twins: list[Built], tried: list[Built], explicit
     best = _best_failing(tried)
     code = _failure_code(tried, explicit)
     reason = _why_twin(best, tried)
-    done = replace(result, state="fail", exit_code=code, shipped="twin", reason=reason)
-    return Outcome(done, twins[0].artifact, best)
+    done = replace(result, state="fail", exit_code=code, shipped=twin.candidate.name, reason=reason)
+    return Outcome(done, twin.artifact, best)
 
 
 def _best_failing(tried: list[Built]) -> Built | None:

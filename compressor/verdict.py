@@ -153,11 +153,16 @@ def _badness(gate: Gate, check: Check) -> float:
 
 
 def _speedup(gate: Gate, timing: Timing) -> Check:
-    if timing.speedup is None:
+    value, interval, name = timing.speedup, timing.speedup_interval, timing.speedup_over
+    if gate.over is not None:
+        if gate.over not in timing.ratios:
+            return _not_judged(gate, f"no {gate.over!r} was timed beside it")
+        value, *bounds = timing.ratios[gate.over]
+        interval, name = (bounds[0], bounds[1]), gate.over
+    if value is None:
         return _not_judged(gate, "no twin was timed beside it")
-    over = f" over {timing.speedup_over}" if timing.speedup_over else ""
-    shown = f"{timing.speedup:.2f}x{over}"
-    return _bounded(gate, timing.speedup, timing.speedup_interval, shown, "x", f"{gate.limit:g}x")
+    shown = f"{value:.2f}x" + (f" over {name}" if name else "")
+    return _bounded(gate, value, interval, shown, "x", f"{gate.limit:g}x")
 
 
 def _p50(gate: Gate, timing: Timing) -> Check:

@@ -114,6 +114,7 @@ class Target:
         formats: artifact formats it can ship.
         twin: steps that turn an ONNX artifact into its untouched FP32 twin.
         half_twin: the same at half precision, where the device computes in half (else empty).
+        half_isa: the half twin is built only where the CPU has one of these; empty means always.
         ladder: candidates, most compressed first; those whose data is missing are dropped.
         scheme: its integers, or None.
         device: default device.
@@ -126,6 +127,7 @@ class Target:
     twin: Tuple[StepSpec, ...]
     ladder: Tuple[Rung, ...]
     half_twin: Tuple[StepSpec, ...] = ()
+    half_isa: FrozenSet[str] = frozenset()
     scheme: Optional[QuantScheme] = None
     device: str = "CPU"
     width_multiple: int = 8

@@ -28,7 +28,7 @@ from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, exampl
 from runtimes.errors import BuildFailed, MissingTool
 from runtimes.types import Artifact, TensorSpec
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx"})
 PRODUCES = "openvino"
 NEEDS: frozenset[str] = frozenset()
@@ -41,7 +41,9 @@ TARGET = Target(
     name="openvino",
     runtime="openvino",
     formats=frozenset({"openvino"}),
-    twin=(_TWIN,),
+    twin=(StepSpec("to_openvino", {"execution": "f32"}),),
+    half_twin=(_TWIN,),
+    half_isa=frozenset({"avx512_bf16", "amx_bf16", "avx512_fp16", "bf16", "fp16"}),
     ladder=(
         Rung(
             "int8-w4",
@@ -61,11 +63,14 @@ class Options:
 
     Attributes:
         precision: of the stored weights, `f32` or `f16` (the CPU still computes in its default).
+        execution: `f32` runs it in FP32 through our runtime; `default` leaves that to the device,
+            which is bf16 or f16 where a CPU computes in them.
         tolerance: largest difference from the source, relative to an output's largest magnitude;
             None means 1e-3 for f32 and 3e-2 for f16.
     """
 
     precision: Literal["f32", "f16"] = "f32"
+    execution: Literal["default", "f32"] = "default"
     tolerance: float | None = None
 
 
@@ -251,6 +256,7 @@ def _facts(
         **source.facts,
         "container": "ir",
         "precision": options.precision,
+        "execution": options.execution,
         "check": error.to_json(),
         "metadata": read_metadata(path),
         "notes": notes,

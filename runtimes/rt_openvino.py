@@ -1,7 +1,8 @@
 """OpenVINO: one stream, the latency hint, `threads` threads, everything else at its default.
 
 The inference precision stays at the device's default, because that is what a product gets; it is
-recorded in `settings`. On a CPU with bfloat16 units that default is bf16, for FP32 models too.
+recorded in `settings`. On a CPU with bfloat16 units that default is bf16, for FP32 models too. An
+artifact whose facts say `execution: f32` (the FP32 twin) runs in FP32.
 Nothing here reports home: OpenVINO's telemetry lives in its converter, which is not imported.
 """
 
@@ -157,6 +158,8 @@ def _compile(artifact: Artifact, threads: int, device: str, more: Dict[str, Any]
     if not artifact.path.is_file():
         raise BadArtifact("file is missing", where=str(artifact.path), fix="build it again")
     config: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **more}
+    if artifact.facts.get("execution") == "f32":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
     if family == "CPU":
         config.update(INFERENCE_NUM_THREADS=threads, NUM_STREAMS="1")
     try:
