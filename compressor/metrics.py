@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.data_bind import Array
+from compressor.statistics import RESAMPLES
 from runtimes.base import Outputs
 from runtimes.errors import UsageError
 
@@ -26,6 +27,7 @@ from runtimes.errors import UsageError
 Kind = Literal["binary", "mean", "rows", "whole", "free"]
 Rows = NDArray[np.float64] | list[NDArray[np.float64]]
 Counts = NDArray[np.float64]
+WHOLE_RESAMPLES = 500  # a user's function may be slow
 Observe = Callable[[Outputs, Sequence[Any]], Rows]
 Reducer = Callable[[Counts], float]
 
@@ -44,6 +46,7 @@ class Metric:
         reducer: rows → (times each sample counts → value).
         decide: outputs of a batch → the answers two models can agree on, (n, …) integers, or None.
         function: the user's own, of kind `whole`.
+        resamples: of a bootstrap; fewer where each is slow.
         options: as the recipe gives them; part of the score's key.
     """
 
@@ -56,6 +59,7 @@ class Metric:
     reducer: Callable[[Rows], Reducer] | None = None
     decide: Callable[[Outputs], Array | None] | None = None
     function: Callable[..., Any] | None = None
+    resamples: int = RESAMPLES
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
@@ -171,6 +175,7 @@ def user_metric(
         needs_labels=False,
         decide=guess_answers,
         function=function,
+        resamples=WHOLE_RESAMPLES,
         options={"higher_is_better": higher_is_better},
     )
 

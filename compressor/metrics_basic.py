@@ -180,7 +180,13 @@ def auc(output: str | None = None) -> Metric:
         scores = scores[:, 1:] if scores.shape[1] == 2 else scores
         return np.hstack([wanted[:, None].astype(np.float64), scores])
 
-    return Metric("auc", "rows", fraction=True, observe=observe, reducer=_auc_reducer)
+    def decide(outputs: Outputs) -> Array | None:
+        scores = pick_output(outputs, output, (1, 2), "auc")
+        return answers(scores) if scores.ndim == 2 and scores.shape[1] > 1 else None
+
+    return Metric(
+        "auc", "rows", fraction=True, observe=observe, reducer=_auc_reducer, decide=decide
+    )
 
 
 def _probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:

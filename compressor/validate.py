@@ -17,7 +17,6 @@ from compressor.evaluation import Evaluation, call_metric, evaluate, pick
 from compressor.metrics import Metric
 from compressor.result import Comparison, Interval
 from compressor.statistics import (
-    RESAMPLES,
     Z_95,
     bonett_price,
     clopper_pearson,
@@ -28,7 +27,6 @@ from runtimes.errors import CompressError
 
 __all__ = ["Evaluation", "compare", "evaluate"]
 
-WHOLE_RESAMPLES = 500  # of a user's function: it may be slow
 CHANGED = 0.02  # a gain while more answers than this changed is flagged
 NOISY_DB = 15.0
 IDENTICAL_DB = 300.0  # instead of infinity, which JSON cannot hold
@@ -157,10 +155,8 @@ def _resampled(
     metric: Metric, base: Evaluation, candidate: Evaluation, sign: float, seed: int
 ) -> Interval | None:
     if base.kind == "whole":
-        resamples = WHOLE_RESAMPLES
         first, second = _recall(metric, base), _recall(metric, candidate)
     elif metric.reducer is not None and base.rows is not None and candidate.rows is not None:
-        resamples = RESAMPLES
         first, second = metric.reducer(base.rows), metric.reducer(candidate.rows)
     else:
         return None
@@ -170,7 +166,9 @@ def _resampled(
         return sign * (first(counts) - second(counts))
 
     try:
-        _, low, high = paired_bootstrap_of(difference, base.n, seed=seed, resamples=resamples)
+        _, low, high = paired_bootstrap_of(
+            difference, base.n, seed=seed, resamples=metric.resamples
+        )
     except ValueError:  # undefined on every resample
         return None
     return low, high
