@@ -32,12 +32,19 @@ def is_recurrent(model: Any) -> bool:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Neither warnings nor log lines nor prints of the exporters inside."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    known = (*logging.root.manager.loggerDict, "torch", "torch.onnx", "torch.export")
+    names = [name for name in known if name.partition(".")[0] in {"torch", "onnxscript"}]
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        away = io.StringIO()
+        with (
+            contextlib.redirect_stdout(away),
+            contextlib.redirect_stderr(away),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -96,17 +96,29 @@ def test_several_inputs_and_outputs_keep_names_and_dtypes(tmp_path):
     assert [s.name for s in made.outputs] == ["sum", "double"]
 
 
-class Fixed(nn.Module):
-    """A shape read in Python and used as a constant: right in torch, wrong once traced."""
+class Branch(nn.Module):
+    """A choice made in Python: a trace keeps one of the two branches."""
 
     def forward(self, x):
-        scale = sum(range(int(x.shape[1].item() if hasattr(x.shape[1], "item") else x.shape[1])))
-        return x * float(scale)
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def test_a_branch_that_the_trace_froze_fails_the_build_quietly(tmp_path, capfd):
+    with pytest.raises(BuildFailed, match="computes something else"):
+        export(Branch(), {"x": ["batch", 4]}, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+class Frozen(nn.Module):
+    """A size read as a Python number: right in torch, a constant once traced."""
+
+    def forward(self, x):
+        return x * float(x.shape[1])
 
 
 def test_a_dimension_that_the_trace_froze_fails_the_build(tmp_path):
     with pytest.raises(BuildFailed, match="output"):
-        export(Fixed(), {"x": ["batch", "time"]}, tmp_path, exporter="torchscript")
+        export(Frozen(), {"x": ["batch", "time"]}, tmp_path, exporter="torchscript")
 
 
 def test_when_dynamo_fails_the_other_exporter_is_used_and_said(tmp_path, monkeypatch):
