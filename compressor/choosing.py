@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from compressor.metrics import Metric, load_metric
+from compressor.metrics import Metric, evaluator_metric, load_metric
 from compressor.modules import import_reference
 from exporters.base import Samples
 from runtimes.errors import UsageError
@@ -14,8 +14,10 @@ from runtimes.errors import UsageError
 
 def load_evaluator(reference: Any, base_dir: Path) -> Callable[..., Any] | None:
     """The user's own loop, called with `run(feeds) -> outputs`; None where none is named."""
-    if reference is None or callable(reference):
-        return reference
+    if reference is None:
+        return None
+    if callable(reference):
+        return cast("Callable[..., Any]", reference)
     return import_reference(str(reference), base_dir)
 
 
@@ -44,9 +46,7 @@ def choose_metric(
     if agreement_only:
         return load_metric("agreement", base_dir)
     if evaluator is not None:
-        name = named if isinstance(named, str) else getattr(evaluator, "__name__", "evaluator")
-        better = bool(getattr(evaluator, "higher_is_better", True))
-        return Metric(name, "whole", better, needs_labels=False)
+        return evaluator_metric(evaluator)
     if named is not None:
         return load_metric(named, base_dir)
     if samples.labels is None:

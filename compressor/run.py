@@ -13,6 +13,7 @@ import compressor
 from compressor import output
 from compressor.engine import Engine
 from compressor.env import Progress, Silent
+from compressor.gates import check_gates
 from compressor.judging import Judge, with_budget
 from compressor.macs import count_macs
 from compressor.opening import Opened, open_all, typical_dims
@@ -108,6 +109,9 @@ class _Run:
             context=context,
             labelled=self.judge.labelled,
         )
+        if self.judge.metric is not None and self.judge.labelled:
+            for planned in self.plan.targets:
+                check_gates(planned.gates, self.judge.metric.name, self.judge.metric.fraction)
         self.engine = Engine(
             request.store,
             source,
