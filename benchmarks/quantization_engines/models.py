@@ -1,7 +1,7 @@
 """Small networks of different kinds, trained on real data: scikit-learn's handwritten digits.
 
-`make(folder)` writes one ONNX file each and `data()` gives the images; needs torch and scikit-learn.
-Trains in about two minutes on one core.
+`make(folder)` writes one ONNX file each and `data()` gives the images. Needs torch and
+scikit-learn; trains in about two minutes on one core.
 """
 
 from __future__ import annotations

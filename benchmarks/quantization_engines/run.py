@@ -1,6 +1,6 @@
 """Our INT8 and 4-bit steps beside the defaults of ONNX Runtime's quantizer and of NNCF.
 
-    python benchmarks/quantization_engines/run.py [--models cnn,mlp] [--more fashion.onnx:fashion.npz]
+    python benchmarks/quantization_engines/run.py [--models cnn,mlp] [--more x.onnx:x.npz]
 
 Each variant is scored on held-out images and timed on one thread, in blocks that alternate with the
 float twin of the same engine; `speedup` is the median ratio. Ratios within one run are comparable,
@@ -31,6 +31,7 @@ from compressor.sources import SourceSpec, open_source  # noqa: E402
 from compressor.steps import load_step, load_target, parse_options  # noqa: E402
 from exporters.base import Context, StepSpec  # noqa: E402
 from runtimes.base import load_runtime  # noqa: E402
+from runtimes.errors import BadArtifact  # noqa: E402
 from runtimes.types import Artifact  # noqa: E402
 from tests.step_env import ArraySamples, make_env  # noqa: E402
 
@@ -169,7 +170,10 @@ def rows(case: Case, engine: str, blocks: int) -> dict[str, dict]:
     if engine == "onnxruntime":
         peers["onnxruntime.quantization"] = ort_default(case)
     for name, write in peers.items():
-        found[name] = measure(case, twin, foreign(case, twin, name, write), engine, blocks)
+        try:
+            found[name] = measure(case, twin, foreign(case, twin, name, write), engine, blocks)
+        except BadArtifact as error:
+            found[name] = {"does_not_load": str(error).splitlines()[0].split(": ", 1)[-1]}
     return found
 
 
@@ -193,7 +197,9 @@ def cases(args: argparse.Namespace) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="")
-    parser.add_argument("--more", action="append", default=[], help="model.onnx:arrays.npz (X, y, C)")
+    parser.add_argument(
+        "--more", action="append", default=[], help="model.onnx:arrays.npz (X, y, C)"
+    )
     parser.add_argument("--folder", type=Path, default=HERE / "models")
     parser.add_argument("--blocks", type=int, default=11)
     parser.add_argument("--json", type=Path, default=HERE / "results.json")

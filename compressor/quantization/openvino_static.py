@@ -19,7 +19,7 @@ from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import keep_of, require_smaller
 from compressor.quantization.openvino_ir import fold, read_ir, write_ir
 from compressor.quantization.openvino_names import named
-from compressor.quantization.openvino_weights import WEIGHTED_TYPES, weight_bits
+from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
 from exporters._drop_in import require_drop_in
 from exporters.base import Env
 from runtimes.errors import MissingTool, Refusal, Unsupported
@@ -72,7 +72,9 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
         disable_bias_correction=options.bias_correction != "on",
         activations_range_estimator_params=_estimator(sets, options.method),
     )
-    scope = nncf.IgnoredScope(names=ignored, validate=False) if ignored else None
+    # NNCF calibrates a recurrent state as if it were one tensor: an LSTM came out at 2 dB.
+    types = sorted(RECURRENT_TYPES)
+    scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
     env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return nncf.quantize(
@@ -133,6 +135,9 @@ def requested(model: Any, stay: dict[str, str]) -> list[dict[str, str]]:
             why = "" if integer else stay.get(name, _left(op))
             precision = "int8" if integer else "float32"
             rows.append({"layer": layer, "op": kind, "requested": precision, "reason": why})
+        elif kind in RECURRENT_TYPES:
+            why = stay.get(name, "a recurrent state is not quantized; use quantize_weights")
+            rows.append({"layer": layer, "op": kind, "requested": "float32", "reason": why})
         elif name in stay:
             rows.append({"layer": layer, "op": kind, "requested": "float32", "reason": stay[name]})
     return rows

@@ -18,7 +18,9 @@ WEIGHTED_TYPES = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
      "MatMul"}
 )  # fmt: skip
-RECURRENT_TYPES = frozenset({"GRUSequence", "LSTMSequence", "RNNSequence", "GRUCell", "LSTMCell"})
+RECURRENT_TYPES = frozenset(
+    {"GRUSequence", "LSTMSequence", "RNNSequence", "GRUCell", "LSTMCell", "RNNCell"}
+)
 _PASSING = frozenset({"Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose"})
 _BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8, "f16": 16, "bf16": 16, "f32": 32}
 
@@ -78,7 +80,7 @@ def find_weights(model: Any, least: int) -> list[Weight]:
 
 def _recurrent_ports(op: Any) -> list[int]:
     # W and R follow X, the initial states and the sequence lengths; B is small and stays float.
-    first = {"LSTMSequence": 4, "LSTMCell": 3, "GRUCell": 2}.get(op.get_type_name(), 3)
+    first = {"LSTMSequence": 4, "LSTMCell": 3, "GRUCell": 2, "RNNCell": 2}.get(op.get_type_name(), 3)
     return [first, first + 1]
 
 

@@ -56,7 +56,14 @@ def test_a_file_that_would_not_shrink_is_refused(tmp_path):
 @BOTH
 @pytest.mark.parametrize(
     ("model", "least"),
-    [("convnet", 30), ("mlp", 30), ("transformer_block", 25), ("hardswish_net", 20)],
+    [
+        ("convnet", 30),
+        ("mlp", 30),
+        ("transformer_block", 25),
+        ("hardswish_net", 20),
+        ("gru", 30),
+        ("lstm", 30),
+    ],
 )
 def test_outputs_stay_close(target, model, least, tmp_path):
     given = prepared(tmp_path, model, target)
