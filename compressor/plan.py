@@ -306,14 +306,13 @@ def complete_gates(gates: tuple[Gate, ...], labelled: bool = True) -> tuple[Gate
     speed = {"speedup", "p50", "p99", "latency_ns"}
     size = {"size_reduction", "size", "luts"}
     named = {g.metric for g in gates}
+    usual = default_gates() if labelled else [*map(parse_gate, UNLABELLED), *default_gates()[1:]]
     missing = [
         gate
-        for gate in default_gates()
+        for gate in usual
         for group in (accuracy, speed, size)
         if gate.metric in group and not named & group
     ]
-    if not labelled and not named & {"agreement", "sqnr"}:
-        missing += [parse_gate(text) for text in UNLABELLED]
     return (*gates, *missing)
 
 

@@ -223,7 +223,9 @@ class _Run:
     def _inconclusive(self, result: TargetResult) -> TargetResult:
         """`--require-judged` and `--on-inconclusive`, applied to one target."""
         chosen = next((c for c in result.candidates if c.name == result.shipped), None)
-        unjudged = chosen is not None and any(c.state == "not_judged" for c in chosen.checks)
+        unjudged = not self.judge.labelled or (
+            chosen is not None and any(c.state == "not_judged" for c in chosen.checks)
+        )
         if self.request.require_judged and unjudged and result.exit_code == 0:
             result = replace(result, state="inconclusive", exit_code=3)
         if result.state == "inconclusive" and self.request.on_inconclusive == "warn":
@@ -279,8 +281,11 @@ class _Run:
 
     def _warnings(self, results: list[TargetResult]) -> list[str]:
         found = list(self.opened.warnings)
-        if self.opened.evaluation is None or self.opened.agreement_only:
-            found.append("accuracy was not judged: no evaluation data")
+        if not self.judge.labelled:
+            why = "no evaluation data"
+            if self.opened.evaluation is not None and not self.opened.agreement_only:
+                why = "the evaluation data has no labels"
+            found.append(f"accuracy was not judged: {why}")
         for result in results:
             if result.state == "inconclusive":
                 found.append(f"{result.name}: inconclusive: {result.reason}")

@@ -3,7 +3,7 @@
 The inference precision stays at the device's default, because that is what a product gets; it is
 recorded in `settings`. On a CPU with bfloat16 units that default is bf16, for FP32 models too. An
 artifact whose facts say `execution: f32` (the FP32 twin) runs in FP32.
-Nothing here reports home: OpenVINO's telemetry lives in its converter, which is not imported.
+OpenVINO would report home at import; `runtimes/__init__.py` keeps its telemetry package out.
 """
 
 from __future__ import annotations

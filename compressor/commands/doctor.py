@@ -12,11 +12,11 @@ from compressor.schema import to_json
 
 def doctor_verb(args: argparse.Namespace) -> int:
     """`compress doctor`: exit 4 where something every run needs is missing."""
-    from compressor.doctor import diagnose, render
+    from compressor.doctor import diagnose, exit_code, render
 
     findings = diagnose()
     print(json.dumps(to_json(findings), indent=1) if args.json else "\n".join(render(findings)))
-    return 4 if any(f.state == "missing" and f.needed for f in findings) else 0
+    return exit_code(findings)
 
 
 def targets_verb(args: argparse.Namespace) -> int:

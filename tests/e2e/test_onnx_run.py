@@ -154,7 +154,7 @@ def test_without_labels_outputs_are_held_to_the_original(bench: Bench) -> None:
     )  # fmt: skip
     record = bench.record("unlabelled")
     checks = {c["gate"]: c["state"] for c in shipped(record)["checks"]}
-    assert checks["relative_drop<=1%"] == "not_judged"
+    assert "relative_drop<=1%" not in checks
     assert checks["agreement>=97%"] in ("pass", "inconclusive")
     assert done.returncode in (0, 3)
     assert any("not judged" in w for w in record["warnings"])
