@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor import show
 from compressor.record import RUN_FILE, load_record
+from compressor.report import show
 from compressor.result import Candidate, LayerRow, LedgerRow, RunRecord, TargetResult
 from runtimes.errors import UsageError
 from runtimes.types import MANIFEST, Artifact

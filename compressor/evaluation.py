@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array, as_array
+from compressor.data.bind import Array, as_array
 from compressor.metrics import Metric, Rows
-from compressor.metrics_basic import guess_answers
+from compressor.metrics.basic import guess_answers
 from exporters.base import Samples
 from runtimes.base import Feeds, Outputs
 from runtimes.errors import UsageError

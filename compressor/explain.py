@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from compressor import show
+from compressor.report import show
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult
 
 WIDTH = 100

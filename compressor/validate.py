@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array
+from compressor.data.bind import Array
 from compressor.evaluation import Evaluation, call_metric, evaluate, pick
 from compressor.metrics import Metric
 from compressor.result import Comparison, Interval

@@ -1,7 +1,7 @@
 """Calling a torch model on numpy feeds, and the tensors of what it returns.
 
 A model is called with its inputs by position, in the artifact's order; dictionaries, tuples and
-lists it returns are flattened in their own order. `compressor/torch_io.py` does the same.
+lists it returns are flattened in their own order. `compressor/sources/torch_io.py` does the same.
 """
 
 from __future__ import annotations

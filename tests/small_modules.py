@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.modules import write_module
-from compressor.torch_io import call, tensors
+from compressor.sources.torch_io import call, tensors
 from runtimes.types import Artifact, TensorSpec
 from tests import torch_models as tm
 

@@ -18,7 +18,7 @@ from compressor.pruning.allocate import TOLERANCE
 from compressor.pruning.budget import Budget, parse_budget
 from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.select import select
-from compressor.torch_io import batch_size, batches, call, example_batch, threads
+from compressor.sources.torch_io import batch_size, batches, call, example_batch, threads
 from exporters.base import Context, Env, Refusal, Samples
 from runtimes.errors import MissingTool, Unsupported, UsageError
 from runtimes.types import Artifact

@@ -1,8 +1,8 @@
 """Train a compressed module back towards the original, without labels.
 
 Knowledge distillation from `env.reference`: the original's outputs on the training data are the
-only aim (Hinton et al., arXiv 1503.02531, 2015). They are computed once; training is deterministic
-for a given number of threads, keeps the weights that do best on a held-out part of the training
+only aim (Hinton et al., arXiv 1503.02531, 2015; why squared error: `recovery/losses.py`). They are
+computed once; training is deterministic for a given number of threads, keeps the weights that do best on a held-out part of the training
 data, and continues where it was killed.
 """
 
@@ -20,14 +20,7 @@ import numpy as np
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
 from compressor.recovery.teacher import make_teacher
-from compressor.torch_io import (
-    OutputKind,
-    batch_size,
-    call,
-    output_kinds,
-    tensors,
-    threads,
-)
+from compressor.sources.torch_io import batch_size, call, tensors, threads
 from exporters.base import Context, Env, Refusal, Samples
 from runtimes.errors import MissingTool, Unsupported, UsageError
 from runtimes.types import Artifact
@@ -54,7 +47,6 @@ class Options:
         batch: samples a step.
         lr: highest learning rate (AdamW, one cycle).
         decay: weight decay.
-        temperature: of the divergence between class scores.
         patience: epochs without improvement on the held-out samples before it stops.
         held_out: fraction of the training data that only chooses the best weights.
         precision: `auto` computes in bfloat16 where the processor multiplies it faster.
@@ -66,7 +58,6 @@ class Options:
     batch: int = 128
     lr: float = 1e-3
     decay: float = 1e-2
-    temperature: float = 2.0
     patience: int = 5
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -80,9 +71,8 @@ class Options:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise _out_of_range(name, f"at least {low}", getattr(self, name))
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise _out_of_range(name, "above 0", getattr(self, name))
+        if not self.lr > 0:
+            raise _out_of_range("lr", "above 0", self.lr)
         if not 0 < self.held_out < 1:
             raise _out_of_range("held_out", "between 0 and 1", self.held_out)
 
@@ -156,7 +146,7 @@ def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.T
     batch = tensors(
         source.inputs, data.feeds(list(range(min(8, len(data))))[: _most(source, data)])
     )
-    kinds = _kinds(student, original, batch, data)
+    _check_outputs(student, original, batch)
     env.progress(0.0, "the original's outputs on the training data")
     teacher = make_teacher(
         original, source.inputs, data, _bfloat16(options.precision), env.checkpoint,
@@ -167,16 +157,14 @@ def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.T
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
     student.to(memory_format=torch.channels_last)
-    return loop.Task(student, teacher, source.inputs, data, order[held:], order[:held], kinds)
+    return loop.Task(student, teacher, source.inputs, data, order[held:], order[:held])
 
 
 def _most(source: Artifact, data: Samples) -> int:
     return batch_size(source.inputs, data, 8)
 
 
-def _kinds(
-    student: nn.Module, original: nn.Module, batch: Sequence[Tensor], data: Samples
-) -> list[OutputKind]:
+def _check_outputs(student: nn.Module, original: nn.Module, batch: Sequence[Tensor]) -> None:
     import torch
 
     with torch.no_grad():
@@ -187,10 +175,8 @@ def _kinds(
             f"{[tuple(o.shape) for o in wanted]}",
             where="recover",
         )
-    kinds = output_kinds(wanted, data.labels)
-    if all(kind == "other" for kind in kinds):
+    if not any(o.is_floating_point() for o in wanted):
         raise Unsupported("no output holds floats to train towards", where="recover")
-    return kinds
 
 
 # --------------------------------------------------------------------------------- schedule
@@ -204,7 +190,7 @@ def _schedule(source: Artifact, options: Options, env: Env, task: loop.Task) -> 
     batch = min(batch_size(source.inputs, task.data, options.batch), len(task.train))
     made = loop.Schedule(
         steps=1, batch=batch, peak=options.lr, decay=options.decay, patience=options.patience,
-        temperature=options.temperature, seed=env.context.seed,
+        seed=env.context.seed,
         bfloat16=_bfloat16(options.precision),
     )  # fmt: skip
     made = loop.Schedule(**{**asdict(made), "steps": _steps(options, made, env, task)})
@@ -269,7 +255,6 @@ def _facts(
             "steps_done": state.step,
             "best_step": state.best_step,
             "held_out": [state.start, *state.history],
-            "kinds": list(task.kinds),
             "precision": "bfloat16" if schedule.bfloat16 else "float32",
         },
         "notes": [*source.facts.get("notes", []), told],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning.graph import ChannelGroup
-from compressor.torch_io import call
+from compressor.sources.torch_io import call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.pruning import recurrent
-from compressor.torch_io import call
+from compressor.sources.torch_io import call
 from runtimes.errors import Refusal
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from compressor.torch_io import call
+from compressor.sources.torch_io import call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

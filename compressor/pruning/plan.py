@@ -10,7 +10,7 @@ from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget
 from compressor.pruning.costs import CostModel, cost_model
 from compressor.pruning.graph import ChannelGroup
-from compressor.torch_io import batches, call, output_kinds
+from compressor.sources.torch_io import batches, call, output_kinds
 from exporters.base import Samples
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.pruning.graph import ChannelGroup, Member
-from compressor.torch_io import OutputKind, call
+from compressor.sources.torch_io import OutputKind, call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,7 +19,7 @@ import numpy as np
 
 from compressor.recovery.losses import distance
 from compressor.recovery.teacher import Teacher
-from compressor.torch_io import OutputKind, call, channels_last, tensors
+from compressor.sources.torch_io import call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.errors import BuildFailed
 from runtimes.types import TensorSpec
@@ -42,7 +42,6 @@ class Schedule:
         peak: highest learning rate of the cycle.
         decay: weight decay of AdamW.
         patience: epochs without a better held-out loss before training stops.
-        temperature: of the KL divergence.
         seed: of every random choice.
         bfloat16: compute in bfloat16 where torch's autocast allows it.
     """
@@ -52,7 +51,6 @@ class Schedule:
     peak: float
     decay: float
     patience: int
-    temperature: float
     seed: int
     bfloat16: bool
 
@@ -75,7 +73,6 @@ class Task:
     data: Samples
     train: np.ndarray  # indices
     held_out: np.ndarray
-    kinds: Sequence[OutputKind]
 
 
 @dataclass
@@ -172,7 +169,7 @@ def _loss(task: Task, schedule: Schedule, chosen: Sequence[int]) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
         outputs = call(task.student, [channels_last(x) for x in batch])
     wanted = task.teacher.outputs(chosen, batch)
-    return distance(outputs, wanted, task.kinds, schedule.temperature)
+    return distance(outputs, wanted)
 
 
 def _training_mode(student: nn.Module, samples: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor.torch_io import batch_size, call, channels_last, tensors
+from compressor.sources.torch_io import batch_size, call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.types import TensorSpec
 

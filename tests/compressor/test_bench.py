@@ -15,8 +15,8 @@ import pytest
 
 from compressor import bench as benching
 from compressor.bench import BenchPlan, BenchResult, Variant, bench
-from compressor.bench_child import Child, ChildError, child_environment
-from compressor.bench_result import Round
+from compressor.bench.child import Child, ChildError, child_environment
+from compressor.bench.result import Round
 from compressor.result import Failure
 from runtimes.arrays import read_arrays
 from runtimes.errors import BoardError, UsageError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.data import DataSet, check_disjoint, open_data
-from compressor.data_boxes import as_boxes
+from compressor.data.boxes import as_boxes
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.detection import Decoding, _dataset, suppress
 from compressor.metrics import load_metric
+from compressor.metrics.detection import Decoding, _dataset, suppress
 from runtimes.errors import UsageError
 
 coco = pytest.importorskip("pycocotools.coco", reason="average precision needs pycocotools")

@@ -28,15 +28,17 @@ def test_placing_replaces_the_whole_folder(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    with output.locked(tmp_path), pytest.raises(UsageError, match="another run"):
-        with output.locked(tmp_path):
-            raise AssertionError("unreachable")
+    with (
+        output.locked(tmp_path),
+        pytest.raises(UsageError, match="another run"),
+        output.locked(tmp_path),
+    ):
+        raise AssertionError("unreachable")
 
 
 def test_an_unwritable_output_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="cannot be written"):
-        with output.locked(Path("/proc/out")):
-            raise AssertionError("unreachable")
+    with pytest.raises(UsageError, match="cannot be written"), output.locked(Path("/proc/out")):
+        raise AssertionError("unreachable")
 
 
 def test_a_depfile_escapes_spaces(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from compressor.record import parse_record, record_text
 from compressor.report import html, junit, markdown, terminal, write_reports
-from compressor.report_markdown import MARKER
-from compressor.report_view import before_after, notices
+from compressor.report.markdown import MARKER
+from compressor.report.show import check_text, differs
+from compressor.report.view import before_after, notices
 from compressor.result import Check, Comparison, Failure, LayerRow, RunRecord, Score
-from compressor.show import check_text, differs
 from tests.run_records import candidate, checks, every_kind, record, target, timing
 
 KINDS = every_kind()

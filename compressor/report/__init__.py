@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor import report_view, show
 from compressor.record import record_text, write_atomic
-from compressor.report_junit import OnInconclusive, junit
-from compressor.report_markdown import markdown
-from compressor.report_text import headline_state, terminal
+from compressor.report import show, view
+from compressor.report.junit import OnInconclusive, junit
+from compressor.report.markdown import markdown
+from compressor.report.text import headline_state, terminal
 from compressor.result import RunRecord, StepRecord
 
 __all__ = ["html", "junit", "markdown", "terminal", "write_reports"]
@@ -52,7 +52,7 @@ def html(record: RunRecord) -> str:
 def page(record: RunRecord) -> dict[str, Any]:
     """What the template is filled with."""
     word, state = headline_state(record)
-    targets = [report_view.target_view(record, target) for target in record.targets]
+    targets = [view.target_view(record, target) for target in record.targets]
     return {
         "title": show.source_name(record.reference),
         "facts": _facts(record),
@@ -60,8 +60,8 @@ def page(record: RunRecord) -> dict[str, Any]:
         "state": state,
         "exit_code": record.exit_code,
         "meaning": show.exit_meaning(record),
-        "reasons": report_view.headline_reasons(record),
-        "notices": report_view.notices(record),
+        "reasons": view.headline_reasons(record),
+        "notices": view.notices(record),
         "targets": targets,
         "overview": _overview(targets),
         "steps": [_step(step) for step in record.steps],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from compressor import charts, show
-from compressor.report_figures import latency, ledger, ordered, pareto, role_of
+from compressor.report import charts, show
+from compressor.report.figures import latency, ledger, ordered, pareto, role_of
 from compressor.result import Candidate, Check, RunRecord, TargetResult, Timing
 
 LAYER_LIMIT = 1500

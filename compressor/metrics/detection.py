@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array
-from compressor.data_boxes import as_boxes
+from compressor.data.bind import Array
+from compressor.data.boxes import as_boxes
 from compressor.metrics import Counts, Metric, Reducer, Rows
-from compressor.metrics_basic import pick_output
+from compressor.metrics.basic import pick_output
 from runtimes.base import Outputs
 from runtimes.errors import MissingTool, UsageError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array
+from compressor.data.bind import Array
 from runtimes.errors import UsageError
 from runtimes.preprocess import Preprocessing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from compressor import charts, show
+from compressor.report import charts, show
 from compressor.result import Candidate, LedgerRow, TargetResult, Timing
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.source_kinds import kind_of, missing_file
+from compressor.sources.kinds import kind_of, missing_file
 from runtimes.errors import UsageError
 from runtimes.types import Artifact, sha256_of
 
@@ -123,20 +123,20 @@ def _plain(value: Any) -> Any:
 
 def _content(spec: SourceSpec, kind: str) -> dict[str, Any]:
     if kind == "onnx":
-        from compressor.onnx_source import identity
+        from compressor.sources.onnx_file import identity
 
         return identity(_path(spec, spec.model))
     if kind == "exported":
         return {"kind": kind, "sha256": sha256_of(_path(spec, spec.model))}
     if kind == "instance":
-        from compressor.torch_source import module_identity
+        from compressor.sources.torch_module import module_identity
 
         return module_identity(spec.model)
     return _factory_identity(spec)
 
 
 def _factory_identity(spec: SourceSpec) -> dict[str, Any]:
-    from compressor.source_code import code_digests
+    from compressor.sources.code import code_digests
 
     weights = _weights(spec)
     if weights is not None and not weights.is_file():
@@ -159,28 +159,28 @@ def open_source(spec: SourceSpec, root: Path) -> Artifact:
     root.mkdir(parents=True, exist_ok=True)
     if kind == "onnx":
         return _open_onnx(spec, root)
-    from compressor import torch_source
+    from compressor.sources import torch_module
 
-    torch_source.need_torch(str(spec.model)[:80])
+    torch_module.need_torch(str(spec.model)[:80])
     if kind == "exported":
-        return torch_source.open_exported(
+        return torch_module.open_exported(
             _path(spec, spec.model), root,
             inputs=spec.inputs, outputs=spec.outputs, shapes=spec.shapes,
         )  # fmt: skip
     reference = str(spec.model) if kind == "factory" else None
     notes: list[str] = []
     if reference is None:
-        module = torch_source.private_copy(spec.model)
+        module = torch_module.private_copy(spec.model)
     else:
-        module, notes = torch_source.build_module(_factory(spec), _weights(spec), reference)
-    return torch_source.open_module(
+        module, notes = torch_module.build_module(_factory(spec), _weights(spec), reference)
+    return torch_module.open_module(
         module, root, inputs=spec.inputs, outputs=spec.outputs, shapes=spec.shapes,
         factory=reference, search_path=spec.base_dir if reference else None, notes=notes,
     )  # fmt: skip
 
 
 def _open_onnx(spec: SourceSpec, root: Path) -> Artifact:
-    from compressor.onnx_source import open_onnx
+    from compressor.sources.onnx_file import open_onnx
 
     path = _path(spec, spec.model)
     made = open_onnx(path, root, spec.inputs, spec.shapes)
@@ -208,7 +208,7 @@ def source_factory(spec: SourceSpec) -> Callable[[], Any] | None:
     if kind == "factory":
         return _factory(spec)
     if kind == "instance":
-        from compressor.torch_source import private_copy
+        from compressor.sources.torch_module import private_copy
 
         return lambda: private_copy(spec.model)
     return None

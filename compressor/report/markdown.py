@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor import report_view, show
-from compressor.report_text import headline_state
+from compressor.report import show, view
+from compressor.report.text import headline_state
 from compressor.result import RunRecord, TargetResult
 
 # A CI job finds its earlier comment by this line and replaces it.
@@ -90,7 +90,7 @@ def _open(record: RunRecord) -> list[str]:
             where = f"**{show.VERDICT[check.state]}** {_cell(target.name)}, {_code(check.gate)}"
             lines.append(f"- {where}: {_cell(show.check_text(check))}")
     shown = {line.partition(": ")[2] for line in lines}
-    for what, text in report_view.notices(record):
+    for what, text in view.notices(record):
         if _cell(text) not in shown and "not judged" not in what:
             lines.append(f"- {_cell(what)}: {_cell(text)}")
     more = [f"- and {len(lines) - ROWS} more, see report.html"] if len(lines) > ROWS else []
@@ -101,7 +101,7 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
     chosen = show.subject(target)
     if chosen is None:
         return []
-    table = report_view.before_after(record, target)
+    table = view.before_after(record, target)
     head = ["", *(f"{name} ({text})" if text else name for name, _, text in table["columns"])]
     rows = [[_cell(label), *map(_figure, cells)] for label, cells in table["rows"]]
     gates = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.source_kinds import missing_file
+from compressor.sources.kinds import missing_file
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs, name_free_dims
 from exporters._onnx_graph import (
     OPSET,

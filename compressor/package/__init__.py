@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 import runtimes
-from compressor.package_reader import INPUT, OUTPUT, PACKAGE_SCHEMA, verify_package
+from compressor.package.reader import INPUT, OUTPUT, PACKAGE_SCHEMA, verify_package
 from compressor.result import TargetResult
 from runtimes.arrays import write_arrays
 from runtimes.errors import BuildFailed, UsageError
@@ -203,7 +203,7 @@ def _requirements(target: TargetResult) -> str:
 
 def _licence() -> bytes:
     """The text of our own licence, from the checkout or the installed distribution."""
-    checkout = Path(__file__).parents[1] / "LICENSE"
+    checkout = Path(__file__).parents[2] / "LICENSE"
     if checkout.is_file():
         return checkout.read_bytes()
     try:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array, Binder, Feed, Labels, as_array
-from compressor.data_boxes import corners, placed, yolo_boxes
-from compressor.data_readers import check_labels
+from compressor.data.bind import Array, Binder, Feed, Labels, as_array
+from compressor.data.boxes import corners, placed, yolo_boxes
+from compressor.data.readers import check_labels
 from runtimes.errors import UsageError
 from runtimes.preprocess import Preprocessing
 from runtimes.types import canonical

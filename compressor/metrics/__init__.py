@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array
+from compressor.data.bind import Array
 from compressor.statistics import RESAMPLES
 from runtimes.base import Outputs
 from runtimes.errors import UsageError
@@ -165,7 +165,7 @@ def user_metric(
     fraction: bool = False,
 ) -> Metric:
     """A metric from a function of (outputs by name, labels) → float or (float, one a sample)."""
-    from compressor.metrics_basic import guess_answers
+    from compressor.metrics.basic import guess_answers
 
     return Metric(
         name or getattr(function, "__name__", "metric"),
@@ -189,21 +189,21 @@ def evaluator_metric(evaluator: Callable[..., Any]) -> Metric:
 
 
 def _builders() -> dict[str, Callable[..., Metric]]:
-    from compressor import detection, metrics_basic, metrics_text
+    from compressor.metrics import basic, detection, text
 
     return {
-        "top1": metrics_basic.top1,
-        "top5": metrics_basic.top5,
-        "f1": metrics_basic.f1,
-        "auc": metrics_basic.auc,
-        "mae": metrics_basic.mae,
-        "rmse": metrics_basic.rmse,
-        "miou": metrics_basic.miou,
-        "perplexity": metrics_text.perplexity,
-        "cer": metrics_text.cer,
-        "wer": metrics_text.wer,
+        "top1": basic.top1,
+        "top5": basic.top5,
+        "f1": basic.f1,
+        "auc": basic.auc,
+        "mae": basic.mae,
+        "rmse": basic.rmse,
+        "miou": basic.miou,
+        "perplexity": text.perplexity,
+        "cer": text.cer,
+        "wer": text.wer,
         "map50": detection.map50,
         "map50_95": detection.map50_95,
-        "agreement": metrics_basic.agreement,
-        "sqnr": metrics_basic.sqnr,
+        "agreement": basic.agreement,
+        "sqnr": basic.sqnr,
     }

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.torch_probe import declared_inputs
+from compressor.sources.torch_probe import declared_inputs
 from exporters._torch_call import output_names
 from runtimes.errors import UsageError
 from runtimes.types import Dim, TensorSpec

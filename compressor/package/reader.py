@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.package_archive import LIMIT_BYTES, REFETCH, refuse, unpack
+from compressor.package.archive import LIMIT_BYTES, REFETCH, refuse, unpack
 from runtimes.arrays import read_arrays
 from runtimes.base import load_runtime
 from runtimes.errors import (

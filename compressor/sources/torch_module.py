@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.torch_probe import declared_inputs, in_call_order, probe
+from compressor.sources.torch_probe import declared_inputs, in_call_order, probe
 from exporters._onnx_dims import fix_specs, fixed_sizes
 from runtimes.errors import MissingTool, UsageError
 from runtimes.types import Artifact, TensorSpec
@@ -58,7 +58,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     Nothing is unpickled but tensors. Raises `UsageError` for any other content.
     """
-    from compressor.source_kinds import missing_file
+    from compressor.sources.kinds import missing_file
 
     if not path.is_file():
         raise missing_file(path, "weights")
@@ -228,7 +228,7 @@ def open_exported(
     shapes: Mapping[str, Mapping[str, Any]],
 ) -> Artifact:
     """Copy a `.pt2` into `root` as an `exported` artifact; it is checked before it is loaded."""
-    from compressor.exported import exported_specs, load_exported
+    from compressor.sources.exported import exported_specs, load_exported
 
     program = load_exported(path)
     specs, found = exported_specs(program, inputs, outputs, str(path))

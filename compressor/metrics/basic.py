@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.data_bind import Array
+from compressor.data.bind import Array
 from compressor.metrics import Counts, Metric, Reducer, Rows, mean_of_rows
 from runtimes.base import Outputs
 from runtimes.errors import UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from compressor import show
+from compressor.report import show
 from compressor.result import Candidate, RunRecord, State, TargetResult
 
 WIDTH = 100

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.data_bind import Array, as_array
+from compressor.data.bind import Array, as_array
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ Every round starts a fresh process per variant: memory layout and thread placeme
 process to process and make their own share of the variance. Within a round the variants' blocks
 follow each other in a seeded random order and back again (ABBA), so that a slow spell of the
 machine hits all of them.
-Statistics are over rounds: see `compressor/bench_result.py`.
+Statistics are over rounds: see `compressor/bench/result.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from compressor.bench_child import Child, ChildError
-from compressor.bench_result import BenchResult, Round, Variant
+from compressor.bench.child import Child, ChildError
+from compressor.bench.result import BenchResult, Round, Variant
 from runtimes import host
 from runtimes.arrays import write_arrays
 from runtimes.base import Feeds

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compressor.data_bind import (
+from compressor.data.bind import (
     Array,
     Binder,
     Feed,

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from compressor.data_bind import LABELS, Array, Binder, Feed, Labels, check_finite
-from compressor.data_checks import check_disjoint, label_bytes, row_digests
-from compressor.data_readers import (
+from compressor.data.bind import LABELS, Array, Binder, Feed, Labels, check_finite
+from compressor.data.checks import check_disjoint, label_bytes, row_digests
+from compressor.data.readers import (
     ArrayReader,
     ItemReader,
     Reader,
@@ -266,7 +266,7 @@ def _open_path(spec: DataSpec, role: str, binder: Binder, base_dir: Path) -> Rea
 
 
 def _open_folder(path: Path, spec: DataSpec, role: str, binder: Binder) -> Reader:
-    from compressor.data_images import open_images, open_yolo
+    from compressor.data.images import open_images, open_yolo
 
     if path.is_file():
         return open_yolo(path, role, spec.preprocess, binder)
@@ -302,7 +302,7 @@ def _no_pictures(where: str) -> UsageError:
 def _open_arrays(raw: Mapping[str, Any], binder: Binder, where: str, spec: DataSpec) -> Reader:
     if spec.preprocess is None:
         return ArrayReader(raw, binder, where)
-    from compressor.data_images import open_pictures
+    from compressor.data.images import open_pictures
 
     return open_pictures(raw, spec.preprocess, binder, where)
 

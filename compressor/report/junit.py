@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Literal
 
-from compressor import show
+from compressor.report import show
 from compressor.result import Check, RunRecord, TargetResult
 
 OnInconclusive = Literal["fail", "warn"]
