@@ -25,16 +25,6 @@ def read_ir(path: Path) -> Any:
     return ov.Core().read_model(str(path))
 
 
-def fold(model: Any) -> None:
-    """Fold what is constant, in place: OpenVINO's own clean-up, and a no-op where it was done.
-
-    Not for a model that holds integer weights: they would be folded back into floats.
-    """
-    from openvino._offline_transformations import apply_moc_transformations
-
-    apply_moc_transformations(model, cf=True)
-
-
 def write_ir(model: Any, path: Path, source: Artifact) -> None:
     """Save `model`, made from `source`, as `path` (.xml) and its .bin, compacted.
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from compressor.quantization.calibration import batches
 from compressor.quantization.keep import kept
-from compressor.quantization.onnx_pass import keep_of, require_smaller
-from compressor.quantization.openvino_ir import fold, read_ir, write_ir
+from compressor.quantization.onnx_pass import keep_of, write_quantized
+from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
 from exporters._drop_in import require_drop_in
@@ -45,7 +45,6 @@ def refusals(source: Artifact) -> list[Refusal]:
 def run(source: Artifact, options: Any, env: Env) -> Artifact:
     """Quantize with NNCF and write the IR."""
     model = read_ir(source.path)
-    fold(model)
     stay = kept(named(model), keep_of(env.context, options.exclude))
     made = _quantize(model, sorted(stay), source, options, env)
     path = env.work / source.entry
@@ -55,11 +54,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         left = [Refusal(row["layer"], row["reason"]) for row in rows]
         raise Unsupported("no layer was quantized", left, where="quantize_static")
     facts = {**source.facts, **_facts(source, rows, options, env)}
-    artifact = Artifact.write(
-        env.work, source.format, source.entry, source.inputs, source.outputs, facts
-    )
-    require_smaller(source, artifact)
-    return require_drop_in(source, artifact)
+    return require_drop_in(source, write_quantized(source, facts, env))
 
 
 def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, env: Env) -> Any:

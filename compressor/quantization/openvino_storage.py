@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from compressor.quantization.calibration import batches
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import require_smaller
 from compressor.quantization.onnx_storage import storage_note
 from compressor.quantization.onnx_weights import quantize_int4, quantize_int8
+from compressor.quantization.openvino_biases import (
+    add_to_outputs,
+    correctable,
+    lost_mean,
+    mean_inputs,
+)
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_weights import Weight, find_weights, replace_weight
 from compressor.quantization.storage import Tensor, keep_in_8_bits
 from exporters._drop_in import require_drop_in
 from exporters.base import Context, Env
+from runtimes.base import Feeds
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
@@ -49,15 +58,22 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
             for w in weights
         ]
         stay = keep_in_8_bits(noise, options.share)
-    bits = {}
+    bits, errors = {}, {}
     for weight in weights:
         key = weight.top.get_friendly_name()
         width = 8 if key in stay else options.bits
         bits[weight.name] = width
         if width == 8 and weight.integer:
             continue
-        integers, scale = _round(weight, 8) if key in stay else made[key]
-        replace_weight(weight, integers, scale, width)
+        made[key] = integers, scale = _round(weight, 8) if key in stay else made[key]
+        for layer in correctable(weight.top):
+            errors[layer.get_friendly_name()] = weight.values - integers * scale
+    if options.bias_correction and "calibration" in env.data:
+        _correct(model, errors, batches(env.data["calibration"], source.inputs, options.samples))
+    for weight in weights:
+        key = weight.top.get_friendly_name()
+        if bits[weight.name] == 4 or not weight.integer:
+            replace_weight(weight, *made[key], bits[weight.name])
     share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(
         w.values.size for w in weights
     )
@@ -73,6 +89,18 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     )
     require_smaller(source, artifact)
     return require_drop_in(source, artifact)
+
+
+def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None:
+    if not errors:
+        return
+    means = mean_inputs(model, list(errors), feeds)
+    lost = {}
+    for op in model.get_ordered_ops():
+        name = op.get_friendly_name()
+        if name in means:
+            lost[op] = lost_mean(op, errors[name], means[name])
+    add_to_outputs(lost)
 
 
 def _round(weight: Weight, bits: int) -> tuple[Any, Any]:

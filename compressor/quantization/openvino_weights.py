@@ -80,7 +80,9 @@ def find_weights(model: Any, least: int) -> list[Weight]:
 
 def _recurrent_ports(op: Any) -> list[int]:
     # W and R follow X, the initial states and the sequence lengths; B is small and stays float.
-    first = {"LSTMSequence": 4, "LSTMCell": 3, "GRUCell": 2, "RNNCell": 2}.get(op.get_type_name(), 3)
+    first = {"LSTMSequence": 4, "LSTMCell": 3, "GRUCell": 2, "RNNCell": 2}.get(
+        op.get_type_name(), 3
+    )
     return [first, first + 1]
 
 

@@ -1,0 +1,101 @@
+"""Bias correction in an OpenVINO model whose weights lose bits (as `onnx_static` does in ONNX)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from runtimes.base import Feeds
+
+_TYPES = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+
+
+def mean_inputs(model: Any, layers: list[str], feeds: Iterator[Feeds]) -> dict[str, Any]:
+    """Mean of each input channel of the named layers over all feeds; `model` is left as it is."""
+    import openvino as ov
+    from openvino import opset13
+
+    copy, outputs = model.clone(), []
+    for op in copy.get_ordered_ops():
+        if op.get_friendly_name() in layers:
+            source = op.input_value(0)
+            axes = _other_axes(op, source.get_partial_shape().rank.get_length())
+            mean = opset13.reduce_mean(source, opset13.constant(np.array(axes, np.int64)), False)
+            outputs.append((op.get_friendly_name(), mean.output(0)))
+    copy.add_outputs([output for _, output in outputs])
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = ov.Core().compile_model(copy, "CPU", config)
+    names, first = [name for name, _ in outputs], len(copy.outputs) - len(outputs)
+    totals: dict[str, Any] = {}
+    done = 0
+    for batch in feeds:
+        count = len(next(iter(batch.values())))
+        results = list(compiled(dict(batch)).to_tuple())[first:]
+        for name, value in zip(names, results, strict=True):
+            totals[name] = totals.get(name, 0.0) + count * value.astype(np.float64)
+        done += count
+    return {name: total / done for name, total in totals.items()}
+
+
+def _other_axes(op: Any, rank: int) -> list[int]:
+    channel = rank - 1 if op.get_type_name() == "MatMul" else 1
+    return [axis for axis in range(rank) if axis != channel]
+
+
+def correctable(top: Any) -> list[Any]:
+    """Layers that read the weight `top` and whose bias can take a correction."""
+    found, waiting = [], [port.get_node() for port in top.output(0).get_target_inputs()]
+    while waiting:
+        node = waiting.pop(0)
+        if node.get_type_name() in _TYPES and not _transposed_input(node):
+            found.append(node)
+        elif node.get_type_name() == "Reshape":
+            waiting += [port.get_node() for port in node.output(0).get_target_inputs()]
+    return found
+
+
+def _transposed_input(node: Any) -> bool:
+    return node.get_type_name() == "MatMul" and bool(node.get_attributes()["transpose_a"])
+
+
+def lost_mean(layer: Any, error: Any, mean: Any) -> Any:
+    """What the error of a layer's weight takes from the mean of its output channels."""
+    if layer.get_type_name() == "MatMul":
+        return (error if layer.get_attributes()["transpose_b"] else error.T) @ mean
+    if layer.get_type_name() == "Convolution":
+        return error.reshape(*error.shape[:2], -1).sum(axis=2) @ mean
+    groups = layer.input_value(1).get_partial_shape()[0].get_length()
+    taps = error.reshape(groups, -1, len(mean) // groups, *error.shape[-2:]).sum(axis=(3, 4))
+    return np.einsum("goi,gi->go", taps, mean.reshape(groups, -1)).reshape(-1)
+
+
+def add_to_outputs(layers: Mapping[Any, Any]) -> None:
+    """Add a value per output channel behind each layer: into its bias, or as a new one."""
+    from openvino import opset13
+
+    for layer, values in layers.items():
+        rank = layer.get_output_partial_shape(0).rank.get_length()
+        shape = [1] * rank
+        shape[-1 if layer.get_type_name() == "MatMul" else 1] = -1
+        extra = values.reshape(shape).astype(np.float32)
+        readers = list(layer.output(0).get_target_inputs())
+        bias = _bias(readers)
+        if bias is None:
+            made = opset13.add(layer, opset13.constant(extra))
+            for reader in readers:
+                reader.replace_source_output(made.output(0))
+            continue
+        add, port = bias
+        old = add.input_value(port).get_node().get_data()
+        made = opset13.constant((old + extra).astype(np.float32))
+        add.input(port).replace_source_output(made.output(0))
+
+
+def _bias(readers: list[Any]) -> tuple[Any, int] | None:
+    """The one `Add` with a constant that reads a layer, and the constant's port."""
+    if len(readers) != 1 or readers[0].get_node().get_type_name() != "Add":
+        return None
+    add, port = readers[0].get_node(), 1 - readers[0].get_index()
+    return (add, port) if add.input_value(port).get_node().get_type_name() == "Constant" else None
