@@ -2,8 +2,8 @@
 
 Knowledge distillation from `env.reference`: the original's outputs on the training data are the
 only aim (Hinton et al., arXiv 1503.02531, 2015; why squared error: `recovery/losses.py`). They are
-computed once; training is deterministic for a given number of threads, keeps the weights that do best on a held-out part of the training
-data, and continues where it was killed.
+computed once; training is deterministic for a given number of threads, keeps the weights that do
+best on a held-out part of the training data, and continues where it was killed.
 """
 
 from __future__ import annotations
