@@ -200,7 +200,9 @@ def main() -> None:
     parser.add_argument(
         "--more", action="append", default=[], help="model.onnx:arrays.npz (X, y, C)"
     )
-    parser.add_argument("--folder", type=Path, default=HERE / "models")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "edge-compressor-nets"
+    )
     parser.add_argument("--blocks", type=int, default=11)
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
     args = parser.parse_args()

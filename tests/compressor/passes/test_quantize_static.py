@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +19,7 @@ from tests.compressor.quantization.helpers import (
     refused,
     sqnr_db,
 )
+from tests.layers.tree import ROOT
 
 BOTH = pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 
@@ -146,3 +150,22 @@ def test_facts_say_what_was_done(tmp_path):
     assert facts["quantization"]["samples"] == 64
     assert "GRU" in " ".join(facts["notes"])
     assert {row["layer"]: row["requested"] for row in facts["requested"]}["rnn"] == "float32"
+
+
+def test_the_bare_core_is_enough(tmp_path):
+    """No torch, NNCF, OpenVINO, scipy or sympy on the way from an ONNX file to INT8 in 4 bits."""
+    code = f"""
+import sys
+for name in ("torch", "nncf", "openvino", "scipy", "sympy", "onnxslim", "onnxscript"):
+    sys.modules[name] = None
+from pathlib import Path
+from tests.compressor.quantization.helpers import apply, prepared
+place = Path({str(tmp_path)!r})
+made = apply(place, prepared(place, "convnet"), "quantize_static")
+print("BYTES", apply(place, made, "quantize_weights").size_bytes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout.split()[-1]) < 10_000
