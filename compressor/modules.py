@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -219,13 +218,12 @@ def write_module(
     outputs: Sequence[TensorSpec],
     *,
     factory: str | None,
-    search_path: str | None,
     facts: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Write `module` as a `module` artifact into the folder `root`.
 
-    `factory` is the reference that rebuilds the untouched module, `search_path` the folder it is
-    imported from; both None where the caller handed in an `nn.Module`. Same module, same bytes.
+    `factory` is the reference that rebuilds the untouched module, None where the caller handed in
+    an `nn.Module`. Same module, same bytes, wherever the recipe lies.
     """
     from safetensors.torch import save_file
 
@@ -237,7 +235,6 @@ def write_module(
     structure = {
         "schema": SCHEMA,
         "factory": factory,
-        "search_path": search_path,
         "fingerprint": fingerprint(module),
         "aliases": aliases,
         "sizes": layer_sizes(module),
@@ -273,16 +270,20 @@ def _sizes_valid(sizes: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def load_module(
-    folder: Path | str | Artifact, factory: Callable[[], Any] | None = None
+    folder: Path | str | Artifact,
+    factory: Callable[[], Any] | None = None,
+    search_path: Path | None = None,
 ) -> nn.Module:
     """The module a `module` artifact holds, in eval mode, on the CPU.
 
-    `factory` builds the untouched module; without it the artifact's own reference is imported.
+    `factory` builds the untouched module; without it the artifact's own reference is imported,
+    with `search_path` (the folder of the user's code) leading `sys.path`.
     Raises `UsageError` without either, `BadArtifact` where factory and artifact do not fit.
     """
     root = folder.root if isinstance(folder, Artifact) else Path(folder)
     structure = read_structure(root)
-    module = build(factory or _stored_factory(root, structure), structure["factory"] or "factory")
+    factory = factory or _stored_factory(root, structure, search_path)
+    module = build(factory, structure["factory"] or "factory")
     if fingerprint(module) != structure["fingerprint"]:
         raise BadArtifact(
             "the factory builds another module than the one that was stored",
@@ -295,7 +296,9 @@ def load_module(
     return module.eval()
 
 
-def _stored_factory(root: Path, structure: Mapping[str, Any]) -> Callable[[], Any]:
+def _stored_factory(
+    root: Path, structure: Mapping[str, Any], search_path: Path | None
+) -> Callable[[], Any]:
     reference = structure["factory"]
     if reference is None:
         raise UsageError(
@@ -303,8 +306,7 @@ def _stored_factory(root: Path, structure: Mapping[str, Any]) -> Callable[[], An
             where=str(root),
             fix="pass factory=, a callable that builds the untouched module",
         )
-    path = structure.get("search_path")
-    return import_reference(reference, Path(path) if path else None)
+    return import_reference(reference, search_path)
 
 
 def _first_difference(module: nn.Module, root: Path, structure: Mapping[str, Any]) -> str:
@@ -379,8 +381,7 @@ def _tie(module: nn.Module, alias: str, name: str) -> None:
         other._buffers[other_leaf] = getattr(owner, leaf)
 
 
-def reference_of(artifact: Artifact) -> tuple[str | None, str | None]:
-    """(factory, search_path) of a `module` artifact, to hand on to `write_module`."""
-    structure = read_structure(artifact.root)
-    path = structure.get("search_path")
-    return structure["factory"], os.fspath(path) if path else None
+def reference_of(artifact: Artifact) -> str | None:
+    """The factory of a `module` artifact, to hand on to `write_module`."""
+    factory: str | None = read_structure(artifact.root)["factory"]
+    return factory

@@ -150,7 +150,7 @@ def artifact(module: nn.Module, root: Path, shape: tuple[int | str, ...], dtype:
     with torch.no_grad():
         outs = call(module, tensors([spec], {"x": example}))
     outputs = [TensorSpec(f"y{i}", "float32", ("n", *o.shape[1:])) for i, o in enumerate(outs)]
-    return write_module(root, module, [spec], outputs, factory=None, search_path=None)
+    return write_module(root, module, [spec], outputs, factory=None)
 
 
 def source(name: str, root: Path) -> Artifact:

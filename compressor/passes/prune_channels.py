@@ -132,10 +132,10 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     facts = _facts(source, groups, chosen, before, after)
     facts["notes"] = [*source.facts.get("notes", []), *_summary(before, after, facts), *notes]
     facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
-    factory, path = reference_of(source)
+    factory = reference_of(source)
     return write_module(
         env.work, pruned, source.inputs, source.outputs,
-        factory=factory, search_path=path, facts=facts,
+        factory=factory, facts=facts,
     )  # fmt: skip
 
 

@@ -131,10 +131,10 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
             got=f"{min(state.history, default=state.start):.4g} at best",
             fix="leave the step out, or train longer or with a lower lr",
         )
-    factory, path = reference_of(source)
+    factory = reference_of(source)
     return write_module(
         env.work, task.student, source.inputs, source.outputs,
-        factory=factory, search_path=path, facts=_facts(source, schedule, task, state),
+        factory=factory, facts=_facts(source, schedule, task, state),
     )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def open_source(spec: SourceSpec, root: Path) -> Artifact:
         module, notes = torch_module.build_module(_factory(spec), _weights(spec), reference)
     return torch_module.open_module(
         module, root, inputs=spec.inputs, outputs=spec.outputs, shapes=spec.shapes,
-        factory=reference, search_path=spec.base_dir if reference else None, notes=notes,
+        factory=reference, notes=notes,
     )  # fmt: skip
 
 

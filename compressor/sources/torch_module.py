@@ -200,7 +200,6 @@ def open_module(
     outputs: Sequence[str] | None,
     shapes: Mapping[str, Mapping[str, Any]],
     factory: str | None,
-    search_path: Path | None,
     notes: Sequence[str],
 ) -> Artifact:
     """Write `module` into `root` as a `module` artifact; it is run to learn what it returns.
@@ -215,8 +214,7 @@ def open_module(
     specs = fix_specs(specs, fixed_sizes(shapes))
     found, dims = probe(module, specs, outputs, shapes, where)
     facts = {"dims": dims, "metadata": {}, "notes": list(notes)}
-    path = None if search_path is None else str(search_path)
-    return write_module(root, module, specs, found, factory=factory, search_path=path, facts=facts)
+    return write_module(root, module, specs, found, factory=factory, facts=facts)
 
 
 def open_exported(

@@ -67,9 +67,7 @@ def test_same_module_same_bytes(tmp_path):
 
 
 def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):
-    made = write_module(
-        tmp_path, Tied(), [TensorSpec("x", "int64", ("n",))], [], factory=None, search_path=None
-    )
+    made = write_module(tmp_path, Tied(), [TensorSpec("x", "int64", ("n",))], [], factory=None)
     rebuilt = load_module(made, Tied)
     assert rebuilt.head.weight is rebuilt.embed.weight
     assert (tmp_path / "weights.safetensors").stat().st_size < 12 * 8 * 4 + 200
@@ -128,10 +126,10 @@ def test_stored_factory_is_found_from_any_folder(recipe, tmp_path):
     build = import_reference("net_code:build", recipe)
     made = write_module(
         tmp_path / "m", build(), [TensorSpec("x", "float32", ("n", 3))], [],
-        factory="net_code:build", search_path=str(recipe),
+        factory="net_code:build",
     )  # fmt: skip
-    assert isinstance(load_module(made.root), nn.Linear)
-    assert reference_of(made) == ("net_code:build", str(recipe))
+    assert isinstance(load_module(made.root, search_path=recipe), nn.Linear)
+    assert reference_of(made) == "net_code:build"
     assert str(recipe) not in sys.path
 
 

@@ -127,7 +127,6 @@ def module_artifact(root: Path) -> Artifact:
         inputs,
         outputs,
         factory=FACTORY,
-        search_path=None,
         facts={"dims": {"batch": 2}},
     )
 
