@@ -3,19 +3,21 @@
 #   docker build --target host -t edge-compressor .
 #   docker run --rm -v "$PWD:/work" edge-compressor run recipe.yaml -o out
 #   docker build --target board -t edge-board .
-#   docker build --target jetson --build-arg JETPACK_IMAGE=nvcr.io/nvidia/l4t-jetpack:r36.4.0 -t edge-jetson .
+#   docker build --target jetson --build-arg JETPACK_IMAGE=<registry>/nvidia/l4t-jetpack:r36.4.0 -t edge-jetson .
+#
+# The default build of torch brings several GB of CUDA libraries that nothing here uses: name an index
+# with CPU-only builds, --build-arg TORCH_INDEX=<index>. JetPack's image lies in its vendor's registry.
 #
 # tests/layers/test_dockerfile.py runs the same RUN lines in a clean virtual environment.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-ARG JETPACK_IMAGE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
+ARG JETPACK_IMAGE=nvidia/l4t-jetpack:r36.4.0
 
 # ---------------------------------------------------------------------------------------- host
 FROM ${PYTHON_IMAGE} AS host
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN useradd --create-home --uid 1000 user
-# CPU builds of torch: the default ones bring several GB of CUDA libraries. Empty: the default index.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 WORKDIR /src
 # Dependencies before sources: a change in the code installs nothing again.
 COPY constraints.txt ./

@@ -36,7 +36,7 @@ lint: setup-dev
 check: lint test  ## style, types, layers, then the tests: what CI runs
 
 bench: setup-dev  ## the benchmarks; each writes its figures as JSON beside its script
-	@for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 docs: setup-dev  ## write docs/recipe.md again from the code
 	$(BIN)/python -m compressor.docs > docs/recipe.md

@@ -35,6 +35,7 @@ class Engine:
         context: of the shared steps.
         progress: where to tell how far a step is.
         records: what ran or was found, in order.
+        irreproducible: what steps said that will not come out the same again.
     """
 
     store: Store
@@ -46,7 +47,7 @@ class Engine:
     progress: Progress
     trial: Callable[[Artifact, tuple[PlannedStep, ...]], Trial]
     records: list[StepRecord] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    irreproducible: list[str] = field(default_factory=list)
 
     def advance(
         self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
@@ -134,6 +135,8 @@ class Engine:
         seconds: float,
     ) -> None:
         notes = [str(note) for note in made.facts.get("notes", [])]
+        if reason := made.facts.get("not_reproducible"):
+            self.irreproducible.append(str(reason))
         self.records.append(
             StepRecord(
                 step=step.name,

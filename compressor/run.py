@@ -186,7 +186,7 @@ class _Run:
 
     def _irreproducible(self) -> list[str]:
         """What steps said of themselves, such as a budget in minutes."""
-        return list(dict.fromkeys(self.engine.notes))
+        return list(dict.fromkeys(self.engine.irreproducible))
 
     def _reference(self) -> Reference:
         """The original as ONNX: what sizes and scores are compared with."""

@@ -134,8 +134,17 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     factory = reference_of(source)
     return write_module(
         env.work, task.student, source.inputs, source.outputs,
-        factory=factory, facts=_facts(source, schedule, task, state),
+        factory=factory,
+        facts={**_facts(source, schedule, task, state), **_budget_facts(options, schedule)},
     )  # fmt: skip
+
+
+def _budget_facts(options: Options, schedule: loop.Schedule) -> dict[str, str]:
+    """What a budget in minutes became: another machine, or another day, gets other steps."""
+    if not options.minutes:
+        return {}
+    told = f"recover: {options.minutes:g} minutes became {schedule.steps} steps"
+    return {"not_reproducible": f"{told}; `steps: {schedule.steps}` repeats them"}
 
 
 def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:
