@@ -16,6 +16,7 @@ from compressor.steps import load_step, options_json
 from compressor.store import Store, Workplace, key_of
 from exporters.base import Context, Samples, Step, Trial
 from runtimes.errors import BuildFailed, CompressError, Unsupported
+from runtimes.host import facts
 from runtimes.types import Artifact
 
 KEY_SCHEMA = 1
@@ -87,6 +88,8 @@ class Engine:
             "data": {role: self.data[role].fingerprint for role in roles},
             "tools": module.tools(),
             "reference": [self.source.digest(), self.identity],
+            # torch computes in what the processor is fastest at (bf16 where it has the units)
+            "isa": facts()["isa"] if parent.format == "module" else None,
         }
 
     def _run(

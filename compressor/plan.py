@@ -305,7 +305,7 @@ def complete_gates(gates: tuple[Gate, ...], labelled: bool = True) -> tuple[Gate
     accuracy = {"accuracy_drop", "relative_drop", "agreement", "sqnr"}
     speed = {"speedup", "p50", "p99", "latency_ns"}
     size = {"size_reduction", "size", "luts"}
-    named = {g.metric for g in gates}
+    named = {g.metric for g in gates if g.over is None}  # over one twin: may be slower than another
     usual = default_gates() if labelled else [*map(parse_gate, UNLABELLED), *default_gates()[1:]]
     missing = [
         gate
