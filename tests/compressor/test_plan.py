@@ -1,0 +1,112 @@
+"""Plans: formats chained, missing data a reason to skip a rung, every question with a gate."""
+
+from __future__ import annotations
+
+import pytest
+
+from compressor.gates import parse_gate
+from compressor.plan import Plan, complete_gates, make_plan, resolve_shapes
+from compressor.recipe import load_recipe
+from compressor.schema import Problems
+from exporters.base import Context
+from runtimes.errors import UsageError
+from runtimes.types import TensorSpec
+
+INPUTS = (TensorSpec("image", "float32", ("batch", 1, 28, 28)),)
+
+
+def planned(
+    recipe: dict, *, source_format: str = "onnx", roles: frozenset[str] = frozenset({"calibration"})
+) -> Plan:
+    return make_plan(
+        load_recipe(recipe),
+        source=None,
+        source_format=source_format,
+        inputs=INPUTS,
+        roles=roles,
+        context=Context(),
+    )
+
+
+def test_a_module_gets_the_missing_export() -> None:
+    (target,) = planned({"targets": {"onnxruntime": {}}}, source_format="module").targets
+    assert [s.name for s in target.twins[0].steps] == ["to_onnx", "to_onnxruntime"]
+
+
+def test_an_onnx_source_needs_none() -> None:
+    recipe = {"targets": {"onnxruntime": {"steps": ["to_onnx", "to_onnxruntime"]}}}
+    (target,) = planned(recipe).targets
+    assert [s.name for s in target.rungs[0].steps] == ["to_onnxruntime"]
+
+
+def test_rungs_that_lack_data_are_skipped_with_the_reason() -> None:
+    (target,) = planned({"targets": {"onnxruntime": {}}}, roles=frozenset()).targets
+    skipped = {r.name: r.skipped for r in target.rungs}
+    assert skipped["int8"] == "needs calibration data"
+    assert skipped["w8"] == ""
+
+
+def test_an_explicit_list_that_lacks_data_is_a_problem() -> None:
+    recipe = {"targets": {"onnxruntime": {"steps": ["to_onnxruntime", "quantize_static"]}}}
+    with pytest.raises(Problems, match="needs calibration data") as caught:
+        planned(recipe, roles=frozenset())
+    assert "add data.calibration" in str(caught.value)
+
+
+def test_an_exported_program_cannot_be_pruned() -> None:
+    recipe = {
+        "steps": [{"prune_channels": {"keep": {"macs": "50%"}}}],
+        "targets": {"onnxruntime": {}},
+    }
+    with pytest.raises(Problems, match="give the module") as caught:
+        planned(recipe, source_format="exported")
+    assert caught.value.exit_code == 4
+
+
+def test_a_list_that_ends_in_another_format_is_a_problem() -> None:
+    pytest.importorskip("openvino", reason="the target must be there to be named")
+    with pytest.raises(Problems, match="end it with to_openvino"):
+        planned({"targets": {"openvino": {"steps": ["to_onnxruntime"]}}})
+
+
+def test_problems_of_all_targets_come_at_once() -> None:
+    recipe = {"targets": {"nowhere": {}, "onnxruntime": {"gates": ["speed>=1"]}}}
+    with pytest.raises(Problems) as caught:
+        planned(recipe)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([], {"relative_drop<=1%", "size_reduction>=0%", "speedup>=0.97"}),
+        (["accuracy_drop<=2%", "speedup>=2"], {"size_reduction>=0%"}),
+        (["p50<=5ms", "size<=3MB"], {"relative_drop<=1%", "size_reduction>=0%", "speedup>=0.97"}),
+        (["speedup>=3 over twin"], {"relative_drop<=1%", "size_reduction>=0%", "speedup>=0.97"}),
+    ],
+)
+def test_every_question_has_a_gate(given: list[str], added: set[str]) -> None:
+    gates = tuple(map(parse_gate, given))
+    assert {str(g) for g in complete_gates(gates)} - set(given) == added
+
+
+def test_without_labels_the_outputs_are_compared() -> None:
+    assert {"agreement>=97%", "sqnr>=15dB"} <= {str(g) for g in complete_gates((), labelled=False)}
+
+
+@pytest.mark.parametrize("value", ["1..8@4", ["1..8@4", 1, 28, 28], {"batch": "1..8@4"}])
+def test_three_spellings_of_a_shape(value: object) -> None:
+    assert resolve_shapes({"image": value}, INPUTS, "x") == {"image": {"batch": (1, 4, 8)}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"imgae": 1}, "no such input"),
+        ({"image": [1, 1]}, "wrong number of dimensions"),
+        ({"image": {"seq": 1}}, "no free dimension 'seq'"),
+    ],
+)
+def test_shapes_that_do_not_fit(raw: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        resolve_shapes(raw, INPUTS, "targets.x")

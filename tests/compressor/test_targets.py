@@ -1,0 +1,70 @@
+"""What ships, and with which exit code, from what was tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compressor.result import Candidate, Check, Failure, State, TargetResult
+from compressor.targets import Built, Outcome, choose
+from runtimes.types import Artifact
+
+BLANK = TargetResult("onnxruntime", "fail", 1)
+
+
+def artifact(name: str) -> Artifact:
+    return Artifact(Path(name), "onnx", "model.onnx", (), (), {}, {})
+
+
+def built(name: str, *states: State) -> Built:
+    worst = next((s for s in ("fail", "inconclusive", "pass") if s in states), "not_judged")
+    checks = [Check(f"gate{i}", s, f"{name} {s}") for i, s in enumerate(states)]
+    return Built(Candidate(name, "candidate", checks=checks, state=worst), artifact(name))
+
+
+def broken(name: str, code: int) -> Built:
+    failure = Failure("Unsupported", f"{name} is refused", code)
+    return Built(Candidate(name, "candidate", failure=failure), None)
+
+
+TWIN = Built(Candidate("twin", "twin"), artifact("twin"))
+
+
+def chosen(*tried: Built, explicit: bool = False) -> Outcome:
+    return choose(BLANK, [TWIN], TWIN, list(tried), explicit)
+
+
+@pytest.mark.parametrize(
+    ("tried", "ships", "code"),
+    [
+        ([built("a", "pass")], "a", 0),
+        ([built("a", "fail"), built("b", "pass")], "b", 0),
+        ([built("a", "inconclusive"), built("b", "pass")], "b", 0),
+        ([built("a", "inconclusive"), built("b", "inconclusive")], "a", 3),
+        ([built("a", "fail"), built("b", "inconclusive")], "b", 3),
+        ([built("a", "not_judged")], "a", 0),
+        ([built("a", "fail"), built("b", "fail")], "twin", 1),
+        ([broken("a", 4), built("b", "fail")], "twin", 1),
+        ([broken("a", 4), broken("b", 5)], "twin", 5),
+    ],
+)
+def test_what_ships(tried: list[Built], ships: str, code: int) -> None:
+    outcome = chosen(*tried)
+    assert outcome.result.shipped == ships
+    assert outcome.result.exit_code == code
+    assert outcome.shipped is not None
+    assert outcome.shipped.root == Path(ships)
+
+
+def test_the_best_failing_one_is_kept_apart() -> None:
+    outcome = chosen(built("a", "fail", "fail"), built("b", "fail", "pass"))
+    assert outcome.failed is not None
+    assert outcome.failed.candidate.name == "b"
+    assert "b fail" in outcome.result.reason
+
+
+def test_an_explicit_list_that_broke_has_its_own_code() -> None:
+    outcome = chosen(broken("candidate", 4), explicit=True)
+    assert outcome.result.exit_code == 4
+    assert "candidate is refused" in outcome.result.reason
