@@ -27,7 +27,7 @@ _PRECISIONS = {
     "F32": "float", "F64": "float", "F16": "half", "BF16": "half", "I8": "int8", "U8": "int8",
 }  # fmt: skip
 
-Found = Iterator[tuple[str, int]]  # kind, bytes
+Found = Iterator[tuple[str, str, int]]  # name, kind, bytes
 
 
 def ledger(artifact: Artifact) -> list[LedgerRow]:
@@ -35,7 +35,7 @@ def ledger(artifact: Artifact) -> list[LedgerRow]:
     `biases`, `constants` (shapes, indices), and `graph` for everything that is no tensor.
     """
     totals: dict[str, list[int]] = {}
-    for kind, size in _tensors(artifact):
+    for _, kind, size in stored_tensors(artifact):
         row = totals.setdefault(kind, [0, 0])
         row[0], row[1] = row[0] + size, row[1] + 1
     rest = artifact.size_bytes - sum(size for size, _ in totals.values())
@@ -43,7 +43,8 @@ def ledger(artifact: Artifact) -> list[LedgerRow]:
     return sorted([*rows, LedgerRow("graph", rest)], key=lambda row: (-row.size_bytes, row.kind))
 
 
-def _tensors(artifact: Artifact) -> Found:
+def stored_tensors(artifact: Artifact) -> Found:
+    """Every stored tensor once: its name (in an IR: its offset in the .bin), kind and bytes."""
     suffix = artifact.path.suffix
     if suffix == ".onnx":
         return _onnx(artifact.path)
@@ -60,7 +61,7 @@ def _onnx(path: Path) -> Found:
     model = onnx.load(str(path), load_external_data=False)
     roles = {name: role for graph in graphs(model.graph) for name, role in _roles(graph).items()}
     for tensor in tensors(model):
-        yield _kind_onnx(tensor, roles), _size_onnx(tensor)
+        yield tensor.name, _kind_onnx(tensor, roles), _size_onnx(tensor)
 
 
 def _roles(graph: Any) -> dict[str, str]:
@@ -133,14 +134,14 @@ def _size_onnx(tensor: Any) -> int:
 
 
 def _openvino(path: Path) -> Found:
-    """Constants of an IR; those that share bytes in the .bin are counted once."""
+    """Constants of an IR, its loop and branch bodies' too; shared bytes are counted once."""
     root = ET.parse(path).getroot()  # noqa: S314 - an artifact of ours
-    seen: set[int] = set()
-    for net in [root, *root.iter("body")]:
+    seen: set[str] = set()
+    for net in (found for found in root.iter() if found.find("layers") is not None):
         yield from _openvino_net(net, seen)
 
 
-def _openvino_net(net: ET.Element, seen: set[int]) -> Found:
+def _openvino_net(net: ET.Element, seen: set[str]) -> Found:
     layers = {layer.get("id", ""): layer for layer in net.iterfind("layers/layer")}
     readers: dict[str, list[tuple[str, int]]] = {}
     for edge in net.iterfind("edges/edge"):
@@ -151,10 +152,10 @@ def _openvino_net(net: ET.Element, seen: set[int]) -> Found:
         data = layer.find("data")
         if layer.get("type") != "Const" or data is None:
             continue
-        offset, size = int(data.get("offset", "0")), int(data.get("size", "0"))
+        offset, size = data.get("offset", "0"), int(data.get("size", "0"))
         if offset not in seen:
             seen.add(offset)
-            yield _kind_openvino(data, readers.get(number, [])), size
+            yield offset, _kind_openvino(data, readers.get(number, [])), size
 
 
 def _kind_openvino(data: ET.Element, readers: list[tuple[str, int]]) -> str:
@@ -180,4 +181,4 @@ def _safetensors(artifact: Artifact) -> Found:
             for key, entry in header.items():
                 if key != "__metadata__":
                     start, end = entry["data_offsets"]
-                    yield _kind(entry["dtype"], len(entry["shape"])), end - start
+                    yield key, _kind(entry["dtype"], len(entry["shape"])), end - start
