@@ -7,7 +7,7 @@ OUT    ?= out
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint bench docs clean setup-demo setup-dev
+.PHONY: help demo test test-fast check lint bench docs clean setup-demo setup-dev
 
 help:  ## what can be typed
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -21,11 +21,11 @@ setup-dev:
 demo: setup-demo  ## compress and judge the example model (Fashion-MNIST) for two engines
 	$(BIN)/compress run examples/01_image_classifier/recipe.yaml --effort quick -o $(OUT)/demo
 
-test: setup-dev  ## the tests, those marked slow left out
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: setup-dev  ## every test
+test: setup-dev  ## every test (about seven minutes on two cores)
 	$(BIN)/python -m pytest
+
+test-fast: setup-dev  ## those not marked slow
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: setup-dev
 	$(BIN)/ruff check
@@ -33,7 +33,7 @@ lint: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## style, types, layers, then the tests: what CI runs
+check: lint test-fast  ## style, types, layers, then the faster tests
 
 bench: setup-dev  ## the benchmarks; each writes its figures as JSON beside its script
 	@for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
