@@ -11,7 +11,7 @@ from typing import Any, Literal
 from compressor.env import Progress, Silent
 from compressor.opening import open_all, source_spec, typical_dims
 from compressor.plan import Plan, make_plan
-from compressor.recipe import Recipe, load_recipe
+from compressor.recipe import Recipe, load_recipe, recipe_folder
 from compressor.result import Candidate, LedgerRow, RunRecord, Timing
 from compressor.run import STEP_THREADS, Request, execute
 from compressor.sources import SourceSpec, source_kind
@@ -139,8 +139,8 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe | None) -> tuple[Rec
         return load_recipe({"targets": {"onnxruntime": {}}}), Path.cwd()
     if isinstance(recipe, Recipe):
         return recipe, Path.cwd()
-    base = Path(recipe).absolute().parent if isinstance(recipe, (str, Path)) else Path.cwd()
-    return load_recipe(recipe), base
+    loaded = load_recipe(recipe)
+    return loaded, Path.cwd() if isinstance(recipe, Mapping) else recipe_folder(Path(recipe))
 
 
 def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan:

@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.recipe import Recipe, TargetSpec, load_recipe, parse_recipe, with_targets
+from compressor.recipe import (
+    Recipe,
+    TargetSpec,
+    load_recipe,
+    parse_recipe,
+    recipe_folder,
+    with_targets,
+)
 from runtimes.errors import UsageError
 
 RECIPES = (".yaml", ".yml")
@@ -22,7 +29,7 @@ def recipe_from_flags(args: argparse.Namespace) -> tuple[Recipe, Path]:
     """
     source = Path(args.source)
     if source.suffix in RECIPES:
-        recipe, base = load_recipe(source), source.absolute().parent
+        recipe, base = load_recipe(source), recipe_folder(source)
     else:
         model = {"source": _absolute(args.source)}
         recipe, base = parse_recipe({"model": model}, "command line"), Path.cwd()

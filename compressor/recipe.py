@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from exporters.base import Keep, StepSpec
 from runtimes.errors import UsageError
 
 SCHEMA = 1
+LOCKED = "locked"  # the part of recipe.lock.yaml that a run wrote: digests, versions, base
 ROLES = ("calibration", "training", "selection", "evaluation")
 
 
@@ -161,8 +163,19 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     return parse_recipe(data, path.name)
 
 
+def recipe_folder(path: Path) -> Path:
+    """The folder that a recipe's paths are relative to: its own, or the one a lock file names."""
+    import yaml
+
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    locked = data.get(LOCKED) if isinstance(data, Mapping) else None
+    base = locked.get("base", ".") if isinstance(locked, Mapping) else "."
+    return Path(os.path.abspath(path.absolute().parent / str(base)))  # noqa: PTH100
+
+
 def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
-    """A mapping as a `Recipe`, every field checked."""
+    """A mapping as a `Recipe`, every field checked; what a lock file adds is left aside."""
+    data = {key: value for key, value in data.items() if key != LOCKED}
     if data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(
             "recipe of another schema",

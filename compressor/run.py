@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from compressor.macs import count_macs
 from compressor.opening import Opened, open_all, typical_dims
 from compressor.package import build_package
 from compressor.plan import Plan, PlannedStep, PlannedTarget, make_plan
-from compressor.recipe import Recipe, recipe_json
+from compressor.recipe import LOCKED, Recipe, recipe_json
 from compressor.result import Reference, RunRecord, State, TargetResult
 from compressor.store import Store
 from compressor.targets import Outcome, run_target
@@ -310,10 +311,12 @@ class _Run:
         return Trial(float(found.value or 0.0), made.size_bytes)
 
     def lock(self, record: RunRecord) -> dict[str, Any]:
-        """The recipe with everything that was resolved, enough to repeat the run."""
+        """The recipe with everything that was resolved: `compress run` takes it as a recipe."""
+        base = os.path.relpath(self.request.base_dir, self.request.out)
         return {
             **recipe_json(self.request.recipe),
-            "locked": {
+            LOCKED: {
+                "base": Path(base).as_posix(),
                 "tool": record.tool,
                 "source": self.engine.source.digest(),
                 "data": {d.role: d.fingerprint for d in record.data},

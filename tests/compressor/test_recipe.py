@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from compressor.recipe import load_recipe, parse_range, recipe_json, with_targets
+from compressor.recipe import (
+    load_recipe,
+    parse_range,
+    recipe_folder,
+    recipe_json,
+    with_targets,
+)
 from compressor.schema import Problems
 from runtimes.errors import UsageError
 
@@ -77,3 +83,11 @@ def test_ranges(text: str, expected: tuple[int, int, int]) -> None:
 def test_bad_ranges(text: str) -> None:
     with pytest.raises(UsageError, match="not a dimension"):
         parse_range(text, "targets.x.shape.image")
+
+
+def test_a_lock_file_is_a_recipe_whose_paths_start_where_it_says(tmp_path) -> None:
+    lock = tmp_path / "out" / "recipe.lock.yaml"
+    lock.parent.mkdir()
+    lock.write_text("model: {source: m.onnx}\nlocked: {base: .., steps: []}\n")
+    assert load_recipe(lock).model.source == "m.onnx"
+    assert recipe_folder(lock) == tmp_path
