@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from compressor.report import show, view
 from compressor.report.text import headline_state
-from compressor.result import RunRecord, TargetResult
+from compressor.result import LayerRow, RunRecord, TargetResult
 
 # A CI job finds its earlier comment by this line and replaces it.
 MARKER = "<!-- edge-compressor report -->"
@@ -114,13 +114,18 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
             _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))
         )
     kept = [
-        [_cell(show.names(found, 5)), _cell(reason)]
+        [_cell(show.names(found, 5)), _cell(reason), _weights(found)]
         for reason, found in show.by_reason(show.kept_float(chosen)).items()
     ]
     if kept:
-        lines = _table(["Layers", "Why"], kept[:ROWS])
+        lines = _table(["Layers", "Why", "Weights"], kept[:ROWS])
         parts.append(_folded(f"{target.name}: kept float", lines))
     return parts
+
+
+def _weights(rows: Sequence[LayerRow]) -> str:
+    held = sum(row.weight_bytes for row in rows)
+    return show.size(held) if held else "—"
 
 
 def _figure(cell: tuple[str, str]) -> str:

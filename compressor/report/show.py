@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from compressor.result import (
     Candidate,
@@ -193,8 +193,21 @@ def passed_over(target: TargetResult) -> list[tuple[Candidate, Check]]:
 
 
 def differs(row: LayerRow) -> bool:
-    """Whether the engine ran a layer in another precision than was asked, where one was asked."""
-    return bool(row.requested) and row.requested != row.achieved
+    """Whether the engine ran a layer in another precision than was asked, where one was asked.
+
+    A layer fused into another has none of its own; one kept float may run in half precision.
+    """
+    if not row.requested or row.achieved == "fused":
+        return False
+    if is_float(row.requested) and is_float(row.achieved):
+        return False
+    return row.requested != row.achieved
+
+
+def executed(rows: Sequence[LayerRow]) -> list[LayerRow]:
+    """Layers with a time of their own, not those inside another; all from an engine without."""
+    timed = [row for row in rows if row.time_ns is not None]
+    return timed or list(rows)
 
 
 def twin_of(target: TargetResult) -> Candidate | None:

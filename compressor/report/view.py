@@ -109,8 +109,9 @@ def layer_view(chosen: Candidate) -> dict[str, Any] | None:
     """Per layer: asked and run precision, bytes, time, reason."""
     if not chosen.layers:
         return None
+    ran = show.executed(chosen.layers)
     tally: dict[str, int] = {}
-    for row in chosen.layers:
+    for row in ran:
         tally[row.achieved or "unknown"] = tally.get(row.achieved or "unknown", 0) + 1
     differ = sum(map(show.differs, chosen.layers))
     rows = [
@@ -126,8 +127,10 @@ def layer_view(chosen: Candidate) -> dict[str, Any] | None:
     counts = ", ".join(
         f"{number} {kind}" for kind, number in sorted(tally.items(), key=lambda i: -i[1])
     )
+    inside = len(chosen.layers) - len(ran)
+    more = f"; without a time of their own: {inside} more" if inside else ""
     return {
-        "summary": f"{len(chosen.layers)} layers: {counts}",
+        "summary": f"{len(ran)} layers: {counts}{more}",
         "differ": differ,
         "rows": rows,
         "left_out": len(chosen.layers) - len(rows),

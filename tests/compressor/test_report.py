@@ -14,7 +14,7 @@ from compressor.record import parse_record, record_text
 from compressor.report import html, junit, markdown, terminal, write_reports
 from compressor.report.markdown import MARKER
 from compressor.report.show import check_text, differs
-from compressor.report.view import before_after, notices
+from compressor.report.view import before_after, layer_view, notices
 from compressor.result import Check, Comparison, Failure, LayerRow, RunRecord, Score
 from tests.run_records import candidate, checks, every_kind, record, target, timing
 
@@ -282,6 +282,23 @@ def test_microseconds_have_bounds_in_microseconds():
 def test_only_layers_that_were_asked_for_can_differ():
     rows = [LayerRow("a", "Conv", "", "float32"), LayerRow("b", "Conv", "int8", "float32")]
     assert [differs(row) for row in rows] == [False, True]
+
+
+def test_fused_and_half_precision_are_as_asked():
+    rows = [LayerRow("a", "Relu", "int8", "fused"), LayerRow("b", "Conv", "float32", "bfloat16")]
+    assert [differs(row) for row in rows] == [False, False]
+
+
+def test_only_executed_layers_are_counted():
+    rows = [
+        LayerRow("a", "Conv", "int8", "int8", 9, 40),
+        LayerRow("a.relu", "Conv", "int8", "int8"),
+        LayerRow("flatten", "Reshape", "", "float32"),
+        LayerRow("head", "Gemm", "float32", "float32", 4, 0, "kept float by the recipe"),
+    ]
+    seen = layer_view(candidate("int8", 0.0, 2.0, layers=rows))
+    assert seen["summary"] == "2 layers: 1 int8, 1 float32; without a time of their own: 2 more"
+    assert seen["kept"] == [("head", "kept float by the recipe", "4 B")]
 
 
 def test_gate_sentences_lose_the_verdict_that_stands_beside_them():
