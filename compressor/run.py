@@ -33,6 +33,7 @@ from runtimes.types import Artifact
 EXIT_ORDER = (70, 2, 7, 6, 5, 4, 1, 3, 0)
 STEP_THREADS = 2
 SCORING_THREADS = 2
+PACKAGE_BATCH = 4  # samples in a package's reference inputs
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class _Run:
         return replace(result, package=package.relative_to(out).as_posix())
 
     def _package(self, planned: PlannedTarget, shipped: Artifact, result: TargetResult) -> Path:
-        feeds = self.judge.feeds(shipped, self._package_batch(shipped))[0]
+        feeds = self.judge.feeds(shipped, self.judge.batch_near(shipped, PACKAGE_BATCH))[0]
         engine = load_runtime(planned.target.runtime)
         with engine.open_session(shipped, threads=1, device=planned.context.device) as session:
             outputs = session.run(feeds)
@@ -275,10 +276,6 @@ class _Run:
             preprocess=getattr(self.opened.evaluation, "preprocess", None),
             name=model_name(self.request),
         )
-
-    def _package_batch(self, artifact: Artifact) -> int:
-        first = artifact.inputs[0].shape[:1] if artifact.inputs else ()
-        return int(first[0]) if first and isinstance(first[0], int) else 4
 
     def _warnings(self, results: list[TargetResult]) -> list[str]:
         found = list(self.opened.warnings)

@@ -248,6 +248,25 @@ class Step(Protocol):
         """The new artifact, written into `env.work`."""
 
 
+NO_LIMIT = 1 << 31
+
+
+def batch_range(
+    inputs: Sequence[TensorSpec], bounds: Optional[Mapping[str, Sequence[int]]] = None
+) -> Tuple[int, int]:
+    """The smallest and largest batch that `inputs` take.
+
+    Args:
+        inputs: first axis = batch; a fixed one allows itself only.
+        bounds: free dimension → (smallest, largest), as `to_openvino` writes to `facts["bounds"]`.
+    """
+    low, high = 1, NO_LIMIT
+    for first in (spec.shape[0] for spec in inputs if spec.shape):
+        ends = (first, first) if isinstance(first, int) else (bounds or {}).get(first, (1, high))
+        low, high = max(low, int(ends[0])), min(high, int(ends[1]))
+    return low, high
+
+
 def example_feeds(
     inputs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int
 ) -> Dict[str, np.ndarray[Any, Any]]:

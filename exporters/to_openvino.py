@@ -121,6 +121,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     del model
     error, notes = _check(source, path, inputs, options, env)
     facts = _facts(source, path, error, notes, options)
+    if ranges := _ranges(env.context.shapes):
+        facts["bounds"] = {name: list(ends) for name, ends in ranges.items()}
     made = Artifact.write(env.work, "openvino", "model.xml", inputs, outputs, facts)
     return require_drop_in(source, made, sizes)
 
@@ -148,12 +150,7 @@ def _bound(
     """Give free dimensions the range `shape` allows, so that a device can plan for it."""
     import openvino
 
-    ranges = {
-        name: (bounds[0], bounds[-1])
-        for dims in shapes.values()
-        for name, bounds in dims.items()
-        if not isinstance(bounds, int) and bounds[0] != bounds[-1]
-    }
+    ranges = _ranges(shapes)
     if not any(dim in ranges for spec in inputs for dim in spec.shape):
         return
     wanted = {}
@@ -171,6 +168,16 @@ def _bound(
             f"the model does not take these shapes: {openvino_lines(str(error))}",
             where="to_openvino, shape",
         ) from error
+
+
+def _ranges(shapes: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Free dimension → the sizes it may have, where they are more than one."""
+    return {
+        name: (bounds[0], bounds[-1])
+        for dims in shapes.values()
+        for name, bounds in dims.items()
+        if not isinstance(bounds, int) and bounds[0] != bounds[-1]
+    }
 
 
 def _check(

@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type
 import numpy as np
 
 from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
-from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable
+from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable, UsageError
 from runtimes.onnx_nodes import Node, add_folded, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
@@ -102,7 +102,16 @@ class OvCall:
         ov = _engine()
         self._request, self._ports_out = request, ports_out
         for name, array in feeds.items():
-            request.set_tensor(ports_in[name], ov.Tensor(np.array(array, order="C")))
+            try:
+                request.set_tensor(ports_in[name], ov.Tensor(np.array(array, order="C")))
+            except RuntimeError as error:
+                raise UsageError(
+                    "the model was not built for inputs of this shape",
+                    where=name,
+                    expected=str(ports_in[name].partial_shape),
+                    got=str(list(array.shape)),
+                    fix="widen --shape, or give data within it",
+                ) from error
 
     def __call__(self) -> None:
         """Exactly one synchronous inference; outputs stay in the engine's memory."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from exporters._check import onnx_session
 from exporters._onnx_graph import opset_of
-from exporters.base import Samples
+from exporters.base import Samples, batch_range
 from runtimes.base import Feeds
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
@@ -36,15 +36,20 @@ class Statistics:
     samples: int = 0
 
 
-def batches(samples: Samples, inputs: Sequence[TensorSpec], limit: int) -> Iterator[Feeds]:
-    """At most `limit` samples as feeds the model takes: a fixed batch size is kept to."""
-    fixed = [s.shape[0] for s in inputs if s.shape and isinstance(s.shape[0], int)]
-    size = int(fixed[0]) if fixed else (1 if samples.ragged else _BATCH)
+def batches(
+    samples: Samples,
+    inputs: Sequence[TensorSpec],
+    limit: int,
+    bounds: Mapping[str, Sequence[int]] | None = None,
+) -> Iterator[Feeds]:
+    """At most `limit` samples as feeds the model takes, within its fixed or bounded batch size."""
+    low, high = batch_range(inputs, bounds)
+    size = max(low, min(high, 1 if samples.ragged else _BATCH))
     chosen = list(range(min(limit, len(samples))))
     if not chosen:
         raise UsageError("no calibration samples", where="calibration", fix="hand in about 300")
     for indices, feeds in samples.batches(size, chosen):
-        if not fixed or len(indices) == size:
+        if len(indices) >= low:
             yield feeds
 
 

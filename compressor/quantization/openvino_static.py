@@ -60,8 +60,8 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
 def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, env: Env) -> Any:
     nncf = quiet_nncf()
     samples = env.data["calibration"]
-    feeds = list(range(sum(1 for _ in batches(samples, source.inputs, options.samples))))
-    dataset = nncf.Dataset(_Feeds(samples, source, options.samples))
+    feeds = _Feeds(samples, source, options.samples)
+    dataset = nncf.Dataset(feeds)
     sets = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     advanced = nncf.AdvancedQuantizationParameters(
         disable_bias_correction=options.bias_correction != "on",
@@ -75,7 +75,7 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
         return nncf.quantize(
             model,
             dataset,
-            subset_size=len(feeds),
+            subset_size=sum(1 for _ in feeds),
             fast_bias_correction=True,
             ignored_scope=scope,
             advanced_parameters=advanced,
@@ -91,7 +91,7 @@ class _Feeds:
     """A fresh pass over the calibration feeds whenever NNCF asks."""
 
     def __init__(self, samples: Any, source: Artifact, limit: int) -> None:
-        self._args = samples, source.inputs, limit
+        self._args = samples, source.inputs, limit, source.facts.get("bounds")
 
     def __iter__(self) -> Iterator[Any]:
         return (dict(feeds) for feeds in batches(*self._args))

@@ -69,7 +69,9 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         for layer in correctable(weight.top):
             errors[layer.get_friendly_name()] = weight.values - integers * scale
     if options.bias_correction and "calibration" in env.data:
-        _correct(model, errors, batches(env.data["calibration"], source.inputs, options.samples))
+        bounds = source.facts.get("bounds")
+        feeds = batches(env.data["calibration"], source.inputs, options.samples, bounds)
+        _correct(model, errors, feeds)
     for weight in weights:
         key = weight.top.get_friendly_name()
         if bits[weight.name] == 4 or not weight.integer:

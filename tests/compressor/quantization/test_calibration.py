@@ -90,3 +90,10 @@ def test_no_samples_is_an_error():
 
 def test_taps_make_a_valid_model():
     onnx.checker.check_model(square())
+
+
+def test_a_bounded_batch_is_kept_to() -> None:
+    samples = ArraySamples({"x": X[:21]})
+    free = [TensorSpec("x", "float32", ("n", 3, 4))]
+    sizes = [len(f["x"]) for f in batches(samples, free, 300, {"n": [2, 4]})]
+    assert sizes == [4, 4, 4, 4, 4]
