@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from compressor.metrics import Metric, evaluator_metric, load_metric
 from compressor.modules import import_reference
+from compressor.usercode import takes
 from exporters.base import Samples
 from runtimes.errors import UsageError
 
@@ -18,7 +19,9 @@ def load_evaluator(reference: Any, base_dir: Path) -> Callable[..., Any] | None:
         return None
     if callable(reference):
         return cast("Callable[..., Any]", reference)
-    return import_reference(str(reference), base_dir)
+    found = import_reference(str(reference), base_dir)
+    takes(found, 1, f"evaluator {reference}", "function(run)")
+    return found
 
 
 def choose_metric(
@@ -41,12 +44,12 @@ def choose_metric(
     Raises:
         UsageError: labels and no metric, or a metric that needs labels and none.
     """
+    if evaluator is not None:
+        return evaluator_metric(evaluator)
     if samples is None:
         return None
     if agreement_only:
         return load_metric("agreement", base_dir)
-    if evaluator is not None:
-        return evaluator_metric(evaluator)
     if named is not None:
         return load_metric(named, base_dir)
     if samples.labels is None:

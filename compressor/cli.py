@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from compressor.arguments import count, effort_flag, model_flags
 from runtimes.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes exit 70
-        return _crash(args, error)
+        return _unexpected(args, error)
 
 
 def entry() -> NoReturn:
@@ -93,6 +94,19 @@ def _say_error(args: argparse.Namespace, error: CompressError) -> None:
             "exit_code": error.exit_code,
         }
         print(json.dumps(data))
+
+
+def _unexpected(args: argparse.Namespace, error: Exception) -> int:
+    """What the user's own code raised is theirs to repair (2); anything else is our bug (70)."""
+    from compressor.usercode import users_error
+
+    users = users_error(error)
+    if users is None:
+        return _crash(args, error)
+    if args.verbose:
+        traceback.print_exc()
+    _say_error(args, users)
+    return users.exit_code
 
 
 def _crash(args: argparse.Namespace, error: Exception) -> int:
@@ -160,35 +174,14 @@ def _verb(verbs: Any, name: str, handler: Callable[..., int], text: str) -> argp
     return parser
 
 
-def _model_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="RECIPE|MODEL", help="a recipe (.yaml), model.onnx, or model.pt2")
-    add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
-    add("--calibration", metavar="DATA", help=".npz, folder, or module:function: sets scales")
-    add("--evaluation", metavar="DATA", help="labelled data the verdict is made on")
-    add("--training", metavar="DATA", help="data for recovery after pruning")
-    add("--selection", metavar="DATA", help="data to choose by; never evaluation data")
-    add("--metric", help="top1, top5, f1, mae, rmse, auc, miou, …, or module:function")
-    add("--evaluator", metavar="M:F", help="module:function called with run(feeds) -> outputs")
-    add("--max-drop", type=float, metavar="X", help="largest drop, in the metric's units (0.01)")
-    add("--max-relative-drop", type=float, metavar="X", help="largest relative drop (0.01)")
-    add("--gate", action="append", default=[], metavar="G", help="speedup@1>=2, size<=3MB, …")
-    add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
-    add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
-    add("--device", help="the engine's device, for every target named")
-    add("--seed", type=int, help="of every random choice")
-    add("--batch", type=int, action="append", metavar="N", help="batch size to time (repeatable)")
-    add("--threads", type=int, help="engine threads while timing")
-
-
 def _add_run(verbs: Any) -> None:
     parser = _verb(verbs, "run", run, "compress, build, judge and package a model")
-    _model_flags(parser)
+    model_flags(parser)
     add = parser.add_argument
     add("-o", "--out", default="compress-out", help="output folder (default: compress-out)")
-    add("--effort", choices=("quick", "default", "certify"), help="of the latency measurement")
-    add("--require-judged", action="store_true", help="a gate that cannot be judged: exit 3")
-    add("--on-inconclusive", choices=("fail", "warn"), default="fail", help="fail: exit 3")
+    effort_flag(parser, "default")
+    add("--require-judged", action="store_true", help="exit 3 if a gate cannot be judged")
+    add("--on-inconclusive", choices=("fail", "warn"), default="fail", help="exit 3, or 0 and warn")
     add("--if-changed", action="store_true", help="do nothing if the output is up to date")
     add("--depfile", metavar="FILE", help="write a Make/Ninja depfile; implies --if-changed")
     add("--json", action="store_true", help="print run.json on stdout")
@@ -197,7 +190,7 @@ def _add_run(verbs: Any) -> None:
 
 def _add_plan(verbs: Any) -> None:
     parser = _verb(verbs, "plan", plan, "show what would run, or every problem at once")
-    _model_flags(parser)
+    model_flags(parser)
     parser.add_argument("--deep", action="store_true", help="also build a torch module and look")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
 
@@ -206,8 +199,9 @@ def _add_check(verbs: Any) -> None:
     text = "say per node what a target will not take, or not in INT8, and what to change"
     parser = _verb(verbs, "check", check, text)
     parser.add_argument("source", metavar="MODEL", help="model.onnx")
-    parser.add_argument("--target", action="append", default=[], metavar="T")
-    parser.add_argument("--keep-float", action="append", default=[], metavar="GLOB")
+    add = parser.add_argument
+    add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
+    add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
     parser.add_argument("--all", action="store_true", help="list INT8 nodes too")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
 
@@ -216,14 +210,14 @@ def _add_results(verbs: Any) -> None:
     parser = _verb(verbs, "explain", explain, "why not smaller, faster, more accurate")
     parser.add_argument("out", help="a run's output folder")
     parser = _verb(verbs, "compare", compare, "two runs or two artifacts: what differs")
-    parser.add_argument("a")
-    parser.add_argument("b")
+    parser.add_argument("a", help="a run's output folder, or an artifact's (out/openvino)")
+    parser.add_argument("b", help="the one to compare it with")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
     parser = _verb(verbs, "report", report, "write html, md, json and junit again from run.json")
     parser.add_argument("out", help="a run's output folder")
     parser.add_argument("--to", metavar="DIR", help="write there instead")
     parser = _verb(verbs, "verify", verify, "check a package: digests, versions, outputs")
-    parser.add_argument("package", help="packages/x.tar.gz")
+    parser.add_argument("package", nargs="+", help="out/packages/x.tar.gz")
 
 
 def _add_bench(verbs: Any) -> None:
@@ -231,13 +225,13 @@ def _add_bench(verbs: Any) -> None:
     parser = _verb(verbs, "bench", bench, text)
     add = parser.add_argument
     add("artifacts", nargs="+", help="artifact folders (out/openvino); the first is the baseline")
-    add("--batch", type=int, action="append", metavar="N")
-    add("--threads", type=int, default=1)
-    add("--effort", choices=("quick", "default", "certify"), default="default")
+    add("--batch", type=count, action="append", metavar="N", help="batch size; repeatable")
+    add("--threads", type=count, default=1, metavar="N", help="engine threads (default: 1)")
+    effort_flag(parser, "default")
     add("--feeds", metavar="NPZ", help="inputs to time on (else seeded examples)")
     add("--gate", action="append", default=[], metavar="G", help="speedup>=1.5, p99<=9ms, …")
-    add("--device", default="CPU")
-    add("--seed", type=int, default=0)
+    add("--device", default="CPU", help="the engine's device (default: CPU)")
+    add("--seed", type=int, default=0, help="of the order of measurement")
     add("--json", action="store_true", help="machine output on stdout")
 
 
@@ -247,9 +241,10 @@ def _add_housekeeping(verbs: Any) -> None:
     parser = _verb(verbs, "targets", targets, "the targets and steps there are, and their options")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
     parser = _verb(verbs, "store", store, "look after the store of finished steps")
-    parser.add_argument("action", choices=("info", "gc"))
-    parser.add_argument("--max-age-days", type=float, default=30.0)
-    parser.add_argument("--max-bytes", type=int)
+    parser.add_argument("action", choices=("info", "gc"), help="tell its size, or drop old steps")
+    add = parser.add_argument
+    add("--max-age-days", type=float, default=30.0, metavar="D", help="gc: unused for (30)")
+    add("--max-bytes", type=int, metavar="N", help="gc: then the oldest, until it is this small")
 
 
 # ── the verbs ────────────────────────────────────────────────────────────────────────────────────
@@ -312,7 +307,10 @@ def verify(args: argparse.Namespace) -> int:
     """`compress verify`."""
     from compressor.package import verify_package
 
-    print("\n".join(verify_package(Path(args.package))))
+    for package in args.package:
+        if len(args.package) > 1:
+            print(package)
+        print("\n".join(verify_package(Path(package))))
     return 0
 
 

@@ -133,7 +133,7 @@ class _Keeper:
 
 def evaluate(
     run: Run,
-    samples: Samples,
+    samples: Samples | None,
     metric: Metric,
     *,
     batch: int = 32,
@@ -143,7 +143,7 @@ def evaluate(
 
     Args:
         run: one batch of feeds → outputs by name.
-        samples: the data; its labels where the metric needs them.
+        samples: the data, with labels where the metric needs them; an evaluator brings its own.
         metric: how outputs are scored.
         batch: samples at once; a last batch that is smaller is filled up where the model's batch
             size is fixed, and the filling is dropped.
@@ -155,6 +155,7 @@ def evaluate(
     """
     if evaluator is not None:
         return _by_evaluator(run, evaluator)
+    assert samples is not None
     if metric.needs_labels and samples.labels is None:
         raise UsageError(
             f"{metric.name} needs labels, and the data has none",
@@ -319,6 +320,12 @@ def _checked_rows(values: Any, where: str, n: int | None) -> NDArray[np.float64]
     return found.astype(np.float64)
 
 
+def _described(returned: Any) -> str:
+    if isinstance(returned, Mapping):
+        return "a mapping with " + (", ".join(map(str, returned)) or "nothing in it")
+    return type(returned).__name__
+
+
 def _by_evaluator(run: Run, evaluator: Callable[..., Any]) -> Evaluation:
     where = f"evaluator {getattr(evaluator, '__name__', 'function')}"
     keeper = _Keeper(KEPT_BYTES)
@@ -334,7 +341,8 @@ def _by_evaluator(run: Run, evaluator: Callable[..., Any]) -> Evaluation:
             "the evaluator returned something else",
             where=where,
             expected='{"metric": float, "per_sample": array or None}',
-            got=type(returned).__name__,
+            got=_described(returned),
+            fix="return that mapping" if not isinstance(returned, Mapping) else "add its 'metric'",
         )
     if not keeper.used:
         raise UsageError("the evaluator never called run(feeds)", where=where)

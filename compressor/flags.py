@@ -65,11 +65,25 @@ def _judged_by(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     if args.gate or len(gates) > len(recipe.gates):
         changed = replace(changed, targets=_without_same(changed, args))
     if args.metric:
-        changed = replace(changed, metric=args.metric)
+        changed = replace(changed, metric=_metric(args.metric))
     if args.evaluator:
         changed = replace(changed, evaluator=args.evaluator)
     keep = replace(changed.keep, float=[*changed.keep.float, *args.keep_float])
     return replace(changed, keep=keep)
+
+
+def _metric(text: str) -> Any:
+    """A name, a `module:function`, or a mapping in YAML's one-line form."""
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            "not a metric", where=f"--metric {text}", expected="{name: top1, output: logits}"
+        ) from error
 
 
 def _without_same(recipe: Recipe, args: argparse.Namespace) -> dict[str, TargetSpec | None]:
@@ -114,7 +128,7 @@ def _measured(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     measure = recipe.measure
     if args.batch:
         measure = replace(measure, batch=args.batch)
-    if args.threads:
+    if args.threads is not None:
         measure = replace(measure, threads=args.threads)
     seed = recipe.seed if args.seed is None else args.seed
     return replace(recipe, measure=measure, seed=seed)

@@ -16,7 +16,7 @@ from compressor.recipe import MeasureSpec
 from compressor.result import Comparison, LayerRow, Score, Timing
 from compressor.store import Store, key_of
 from compressor.validate import Evaluation, compare, evaluate
-from exporters.base import Samples, example_feeds
+from exporters.base import Samples, batch_range, example_feeds
 from runtimes.base import Feeds, Outputs, load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact
@@ -53,13 +53,13 @@ class Judge:
 
     def score(self, artifact: Artifact, runtime: str, device: str, title: str) -> Evaluation | None:
         """Outcomes of `artifact` on the evaluation data; known ones come from the store."""
-        if self.samples is None or self.metric is None:
+        if self.metric is None or (self.samples is None and self.evaluator is None):
             return None
         engine = load_runtime(runtime)
         parts = {
             "rev": SCORING_REV,
             "artifact": artifact.digest(),
-            "data": self.samples.fingerprint,
+            "data": self.samples.fingerprint if self.samples is not None else None,
             "metric": self.metric.identity(),
             "engine": engine.versions(),
             "device": device,
@@ -88,16 +88,16 @@ class Judge:
         return self.score(onnx, REFERENCE_ENGINE, "CPU", "original")
 
     def _evaluate(self, artifact: Artifact, engine: Any, device: str) -> Evaluation:
-        assert self.samples is not None
         assert self.metric is not None
-        done, total = 0, max(1, len(self.samples))
+        done, total = 0, len(self.samples) if self.samples is not None else 0
         with engine.open_session(artifact, threads=self.threads, device=device) as session:
 
             def run(feeds: Feeds) -> Outputs:
                 nonlocal done
                 outputs: Outputs = session.run(feeds)
                 done += len(next(iter(feeds.values())))
-                self.progress.update(min(1.0, done / total), f"{done:,} of {total:,}")
+                share = min(1.0, done / total) if total else 0.0
+                self.progress.update(share, f"{done:,} of {total:,}" if total else f"{done:,}")
                 return outputs
 
             return evaluate(
@@ -109,9 +109,12 @@ class Judge:
             )
 
     def _scoring_batch(self, artifact: Artifact) -> int:
-        first = [spec.shape[0] for spec in artifact.inputs if spec.shape]
-        fixed = [d for d in first if isinstance(d, int)]
-        return fixed[0] if fixed else SCORING_BATCH
+        """At most the usual one; with a smallest batch above 1, one that leaves no shorter rest."""
+        low, high = batch_range(artifact.inputs, artifact.facts.get("bounds"))
+        most = min(SCORING_BATCH, high)
+        rest = len(self.samples) if self.samples is not None else 0
+        sizes = (b for b in range(most, low - 1, -1) if rest % b == 0 or rest % b >= low)
+        return next(sizes, most)
 
     def compare(self, candidate: Evaluation | None) -> Comparison | None:
         """`candidate` against the original on the same samples, or None without data."""
@@ -154,17 +157,18 @@ class Judge:
         return found
 
     def batches(self, variants: list[Variant]) -> list[int]:
-        """The batch sizes that every variant accepts, of those the recipe names."""
-        fixed = {
-            spec.shape[0]
-            for v in variants
-            for spec in v.artifact.inputs
-            if spec.shape and isinstance(spec.shape[0], int)
-        }
-        if fixed:
-            return sorted(int(b) for b in fixed)[:1]
-        ragged = self.timing_data is not None and self.timing_data.ragged
-        return [1] if ragged else list(dict.fromkeys(self.measure.batch))
+        """The batch sizes that every variant accepts, those the recipe names or near them."""
+        wanted = list(self.measure.batch)
+        for variant in variants:
+            wanted = [self.batch_near(variant.artifact, batch) for batch in wanted]
+        return list(dict.fromkeys(wanted))
+
+    def batch_near(self, artifact: Artifact, wanted: int) -> int:
+        """The batch size closest to `wanted` that the artifact and the data allow."""
+        low, high = batch_range(artifact.inputs, artifact.facts.get("bounds"))
+        if low != high and self.timing_data is not None and self.timing_data.ragged:
+            return 1
+        return max(low, min(high, wanted))
 
     def feeds(self, artifact: Artifact, batch: int) -> list[dict[str, np.ndarray[Any, Any]]]:
         """Real inputs where there are any, else seeded examples; drawn with the run's seed."""

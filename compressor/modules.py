@@ -59,7 +59,7 @@ def import_reference(reference: str, search_path: Path | None = None) -> Callabl
 
 
 def _no_such_name(reference: str, holder: Any, name: str) -> UsageError:
-    public = [n for n in vars(holder) if not n.startswith("_")]
+    public = [n for n, v in vars(holder).items() if not n.startswith("_") and callable(v)]
     close = difflib.get_close_matches(name, public, n=1)
     fix = f"did you mean {close[0]}?" if close else ""
     file = getattr(holder, "__file__", "") or getattr(holder, "__name__", "")

@@ -106,7 +106,8 @@ def open_all(
     records = [data_record(role, samples) for role, samples in sets.items()]
     warnings = [f"{r.role} data: {w}" for r in records for w in r.warnings]
     evaluation = sets.pop("evaluation", None)
-    sets, held_out = _calibration_defaults(sets, evaluation, recipe.seed)
+    judged = evaluation is not None or recipe.evaluator is not None
+    sets, held_out = _calibration_defaults(sets, judged, recipe.seed)
     return Opened(
         source=source,
         record=record,
@@ -121,14 +122,14 @@ def open_all(
 
 
 def _calibration_defaults(
-    sets: dict[str, Samples], evaluation: Samples | None, seed: int
+    sets: dict[str, Samples], judged: bool, seed: int
 ) -> tuple[dict[str, Samples], Samples | None]:
     """Calibration data from training data if need be; a held-out part if nothing else judges."""
     if "calibration" not in sets and "training" in sets:
         whole = sets["training"]
         share = min(0.5, FROM_TRAINING / max(1, len(whole)))
         sets["calibration"] = split(whole, share, seed, "training data")[1]
-    if evaluation is None and "calibration" in sets and len(sets["calibration"]) >= 4:
+    if not judged and "calibration" in sets and len(sets["calibration"]) >= 4:
         whole = sets["calibration"]
         sets["calibration"], held_out = split(whole, HELD_OUT, seed, "calibration data")
         return sets, held_out

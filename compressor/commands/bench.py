@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
 
@@ -37,7 +38,7 @@ def _variants(folders: list[str], device: str) -> list[Any]:
     found: list[Any] = []
     runtimes = {f: t.runtime for n in target_names() for t in [load_target(n)] for f in t.formats}
     for folder in folders:
-        artifact = Artifact.load(Path(folder))
+        artifact = _artifact(Path(folder))
         artifact.verify()
         runtime = runtimes.get(artifact.format, "onnxruntime")
         name = Path(folder).name if folders.count(folder) == 1 else folder
@@ -45,6 +46,19 @@ def _variants(folders: list[str], device: str) -> list[Any]:
             name = f"{folder} ({len(found) + 1})"
         found.append(Variant(name, artifact, runtime, device))
     return found
+
+
+def _artifact(folder: Path) -> Artifact:
+    """The artifact in `folder`; `UsageError` naming those of a run where it is a run's folder."""
+    if (folder / "artifact.json").is_file():
+        return Artifact.load(folder)
+    inside = sorted(p.parent for p in folder.glob("*/artifact.json"))
+    raise UsageError(
+        "not an artifact folder" if folder.is_dir() else "no such folder",
+        where=str(folder),
+        expected="a target's folder of a run, such as out/openvino",
+        fix=f"name {' and '.join(map(str, inside))}" if inside else "check the path",
+    )
 
 
 def _bench_feeds(args: argparse.Namespace, artifact: Artifact, batch: int) -> list[Any]:

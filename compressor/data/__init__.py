@@ -27,6 +27,8 @@ from compressor.data.readers import (
     read_feeds,
     read_npz_folder,
 )
+from compressor.nearby import closest_file
+from compressor.usercode import takes
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec, canonical
 
@@ -243,7 +245,9 @@ def _open_path(spec: DataSpec, role: str, binder: Binder, base_dir: Path) -> Rea
     if not path.exists() and _REFERENCE.fullmatch(spec.path):
         from compressor.modules import import_reference
 
-        made = import_reference(spec.path, base_dir)()
+        function = import_reference(spec.path, base_dir)
+        takes(function, 0, f"data.{role}: {spec.path}", "function() that returns the data")
+        made = function()
         return _open_object(made, binder, spec.path, spec)
     if not path.exists():
         raise UsageError(
@@ -280,8 +284,8 @@ def _open_folder(path: Path, spec: DataSpec, role: str, binder: Binder) -> Reade
 def _near_miss(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}"
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
-    return f"did you mean {close[0]!r}?" if close else ""
+    close = closest_file(path)
+    return f"did you mean {close.name!r}?" if close else "check the path"
 
 
 def _open_npy(path: Path) -> Array:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from compressor.data.bind import Array
 from compressor.statistics import RESAMPLES
+from compressor.usercode import takes
 from runtimes.base import Outputs
 from runtimes.errors import UsageError
 
@@ -147,6 +148,7 @@ def _import(reference: str, base_dir: Path) -> Callable[..., Any]:
 def _user_metric(reference: str, options: Mapping[str, Any], base_dir: Path) -> Metric:
     _check_options(reference, options, ["higher_is_better", "fraction"])
     function = _import(reference, base_dir)
+    takes(function, 2, f"metric {reference}", "function(outputs, labels)")
     higher = options.get("higher_is_better", getattr(function, "higher_is_better", True))
     fraction = options.get("fraction", getattr(function, "fraction", False))
     for key, value in (("higher_is_better", higher), ("fraction", fraction)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import zipfile
 from pathlib import Path
 
+from compressor.nearby import closest_file
 from runtimes.errors import UsageError
 
 _EXPORT = "torch.onnx.export(model.eval(), (example,), 'model.onnx', dynamo=True)"
@@ -62,9 +62,8 @@ def kind_of(path: Path) -> str:
 
 def missing_file(path: Path, what: str) -> UsageError:
     """The error for a file that is not there, with the closest name in its folder."""
-    here = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, here, n=1)
-    fix = f"did you mean {path.parent / close[0]}?" if close else f"check the path of the {what}"
+    close = closest_file(path)
+    fix = f"did you mean {close}?" if close else f"check the path of the {what}"
     return UsageError("no such file", where=str(path), fix=fix)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.sources.kinds import missing_file
+from compressor.nearby import closest_file
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs, name_free_dims
 from exporters._onnx_graph import (
     OPSET,
@@ -113,12 +113,13 @@ def external_files(model: Any, path: Path) -> list[str]:
 
 def _check_external(data: Path, model: Path) -> None:
     if not data.is_file():
-        error = missing_file(data, "external data")
+        close = closest_file(data)
         raise UsageError(
             f"the model's weights lie in {data.name}, which is missing",
             where=str(model),
             expected=str(data),
-            fix=error.fix if "mean" in error.fix else "copy that file beside the model",
+            fix="copy that file beside the model"
+            + (f", under this name ({close.name}?)" if close and close != model else ""),
         )
 
 
