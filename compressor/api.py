@@ -12,7 +12,7 @@ from compressor.env import Progress, Silent
 from compressor.opening import open_all, source_spec, typical_dims
 from compressor.plan import Plan, make_plan
 from compressor.recipe import Recipe, load_recipe, recipe_folder
-from compressor.result import Candidate, LedgerRow, RunRecord, Timing
+from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult, Timing
 from compressor.run import STEP_THREADS, Request, execute
 from compressor.sources import SourceSpec, source_kind
 from compressor.store import Store
@@ -65,10 +65,21 @@ class Result:
         """Raise `GateFailed` or `Inconclusive` unless every target passed."""
         if self.exit_code == 0:
             return
-        reasons = "\n".join(f"{t.name}: {t.reason}" for t in self.record.targets if t.exit_code)
+        reasons = "\n".join(_told(t) for t in self.record.targets if t.exit_code)
         if self.exit_code == Inconclusive.exit_code:
             raise Inconclusive(reasons, where=str(self.out), fix="give more evaluation samples")
         raise GateFailed(reasons, where=str(self.out), fix="see report.html in that folder")
+
+
+def _told(target: TargetResult) -> str:
+    """A target's reason, and which gate stopped each of its candidates."""
+    stopped = [
+        f"  {candidate.name}: {check.gate}: {check.text}"
+        for candidate in target.candidates
+        for check in candidate.checks
+        if check.state in ("fail", "inconclusive")
+    ]
+    return "\n".join([f"{target.name}: {target.reason}", *stopped])
 
 
 def compress(

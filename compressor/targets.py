@@ -110,7 +110,7 @@ class _Runner:
         except CompressError as error:
             failure = Failure(type(error).__name__, error.text(), error.exit_code)
             return Built(replace(blank, failure=failure), None)
-        why = "no evaluation data" if self.judging.samples is None else ""
+        why = "no evaluation data" if found is None else ""
         return Built(
             replace(
                 blank,
@@ -277,8 +277,10 @@ def _best_failing(tried: list[Built]) -> Built | None:
     return min(built, key=lambda b: _fails(b.candidate), default=None)
 
 
-def _fails(candidate: Candidate) -> int:
-    return sum(check.state == "fail" for check in candidate.checks)
+def _fails(candidate: Candidate) -> tuple[int, int]:
+    """Gates failed, then gates left open: fewer of both is closer to passing."""
+    states = [check.state for check in candidate.checks]
+    return states.count("fail"), len(states) - states.count("fail") - states.count("pass")
 
 
 def _failure_code(tried: list[Built], explicit: bool) -> int:
@@ -290,6 +292,8 @@ def _failure_code(tried: list[Built], explicit: bool) -> int:
 
 
 def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) -> str:
+    if state == "pass" and any(check.state == "not_judged" for check in candidate.checks):
+        state = "not_judged"
     word = {
         "pass": "passes every gate",
         "not_judged": "fails no gate; not every gate could be judged",
@@ -303,11 +307,26 @@ def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) ->
 
 def _why_twin(best: Built | None, tried: list[Built]) -> str:
     if best is None:
-        reasons = [b.candidate.failure.message for b in tried if b.candidate.failure]
-        first = reasons[0].splitlines()[0] if reasons else "nothing to try"
-        return f"no candidate could be built, the untouched model ships: {first}"
-    failed = next((c.text for c in best.candidate.checks if c.state == "fail"), "")
-    return f"no candidate passes, the untouched model ships; {best.candidate.name}: {failed}"
+        return f"no candidate could be built, the untouched model ships: {_reasons(tried)}"
+    names = ", ".join(b.candidate.name for b in tried if b.artifact is not None)
+    failed = next((c for c in best.candidate.checks if c.state == "fail"), None)
+    stopped = f", stopped by {failed.gate}" if failed else ""
+    return (
+        f"no candidate passes (built: {names}), the untouched model ships; "
+        f"closest is {best.candidate.name}{stopped}"
+    )
+
+
+def _reasons(tried: list[Built]) -> str:
+    """Why nothing could be built, each reason once with the rungs it stopped."""
+    rungs: dict[str, list[str]] = {}
+    for built in tried:
+        if built.candidate.failure:
+            text = built.candidate.failure.message.splitlines()[0]
+            rungs.setdefault(text, []).append(built.candidate.name)
+    if len(rungs) < 2:
+        return next(iter(rungs), "nothing to try")
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in rungs.items())
 
 
 def artifact_folder(out: Path, name: str) -> Path:

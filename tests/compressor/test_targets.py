@@ -61,7 +61,23 @@ def test_the_best_failing_one_is_kept_apart() -> None:
     outcome = chosen(built("a", "fail", "fail"), built("b", "fail", "pass"))
     assert outcome.failed is not None
     assert outcome.failed.candidate.name == "b"
-    assert "b fail" in outcome.result.reason
+    assert "closest is b, stopped by gate0" in outcome.result.reason
+
+
+def test_of_two_with_one_failed_gate_the_one_with_fewer_open_is_closer() -> None:
+    outcome = chosen(built("a", "fail", "not_judged"), built("b", "fail", "pass"))
+    assert outcome.failed is not None
+    assert outcome.failed.candidate.name == "b"
+
+
+def test_what_was_not_judged_is_not_said_to_have_passed() -> None:
+    reason = chosen(built("a", "pass", "not_judged")).result.reason
+    assert reason == "a fails no gate; not every gate could be judged"
+
+
+def test_every_reason_why_nothing_could_be_built_is_given() -> None:
+    reason = chosen(broken("a", 4), broken("b", 4)).result.reason
+    assert "a: a is refused; b: b is refused" in reason
 
 
 def test_an_explicit_list_that_broke_has_its_own_code() -> None:
