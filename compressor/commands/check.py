@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from compressor.schema import to_json
 from runtimes.errors import UsageError
@@ -20,6 +21,12 @@ def check_verb(args: argparse.Namespace) -> int:
     from compressor.recipe import parse_recipe
     from compressor.store import Store
 
+    if args.source.endswith((".yaml", ".yml")):
+        raise UsageError(
+            "check takes a model, and this is a recipe",
+            where=args.source,
+            fix=f"compress plan {args.source} --deep",
+        )
     recipe = parse_recipe({"model": {"source": str(Path(args.source).absolute())}}, "command line")
     if not args.target:
         raise UsageError("no target named", where="--target", fix="add --target openvino")
@@ -27,6 +34,13 @@ def check_verb(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="compress-check-") as folder:
         spec = source_spec(recipe, Path.cwd())
         source, _, _ = open_model(spec, Store(Path(folder)), Silent())
+        if source.format != "onnx":
+            raise UsageError(
+                "check reads ONNX files",
+                where=args.source,
+                got=f"{'an' if source.format[0] in 'aeiou' else 'a'} {source.format} model",
+                fix="name an ONNX file; of other models `compress explain` tells after a run",
+            )
         for name in args.target:
             found[name], refused = _checked(source, name, tuple(args.keep_float))
             worst = max(worst, 4 if refused else 0)
@@ -53,6 +67,7 @@ def _checked(
         {"layer": r.where, "op": "", "precision": "refused", "reason": r.why, "fix": r.fix}
         for r in refusals
     ]
+    refusals = refusals or _not_float(source, context)
     if target.scheme is not None and not refusals:
         rows += [
             {
@@ -65,6 +80,15 @@ def _checked(
             for row in coverage(source, target.scheme, context.keep)
         ]
     return rows, bool(refusals)
+
+
+def _not_float(source: Artifact, context: Any) -> list[Any]:
+    """What INT8 quantization refuses the whole model for: it is quantized already."""
+    from compressor.steps import load_step
+
+    step: Any = load_step("quantize_static")
+    found = step.refusals(source, step.Options(), context)
+    return [refusal for refusal in found if "already" in refusal.why]
 
 
 def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> None:

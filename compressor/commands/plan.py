@@ -21,8 +21,10 @@ def plan_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) ->
         return 0
     for step in planned.shared:
         print(f"shared     {_spelled(step)}")
-    for target in planned.targets:
-        print(f"\n{target.target.name} on {target.context.device}")
+    for i, target in enumerate(planned.targets):
+        if i or planned.shared:
+            print()
+        print(f"{target.target.name} on {target.context.device}")
         for rung in (*target.twins, *target.rungs):
             steps = " → ".join(_spelled(s) for s in rung.steps) or "as it is"
             print(f"  {rung.name:10} {'skipped: ' + rung.skipped if rung.skipped else steps}")
