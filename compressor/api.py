@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.choosing import choose_metric, load_evaluator
 from compressor.env import Progress, Silent
+from compressor.gates import check_gates
+from compressor.metrics import Metric
 from compressor.opening import open_all, source_spec, typical_dims
 from compressor.plan import Plan, make_plan
 from compressor.recipe import Recipe, load_recipe, recipe_folder
@@ -16,7 +19,7 @@ from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult, Tim
 from compressor.run import STEP_THREADS, Request, execute
 from compressor.sources import SourceSpec, source_kind
 from compressor.store import Store
-from exporters.base import Context
+from exporters.base import Context, Samples
 from runtimes.errors import GateFailed, Inconclusive
 from runtimes.types import Artifact, TensorSpec
 
@@ -168,24 +171,52 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
         if fmt != "onnx" and not deep:
             inputs = named_inputs(spec)
             sets = open_data_sets(recipe.data, inputs, base_dir) if inputs else {}
-            return make_plan(
+            evaluation = sets.pop("evaluation", None)
+            metric = _metric(recipe, base_dir, evaluation)
+            known = "evaluation" in recipe.data if not inputs else _judges(metric)
+            planned = make_plan(
                 recipe,
                 source=None,
                 source_format=fmt,
                 inputs=inputs,
                 roles=frozenset(sets or recipe.data) - {"evaluation"},
                 context=Context(seed=recipe.seed, threads=STEP_THREADS),
+                labelled=known,
             )
+            return _with_gates_checked(planned, metric)
         opened = open_all(recipe, base_dir, Store(Path(folder)), Silent())
         dims = typical_dims(opened.source, opened.data)
-        return make_plan(
+        metric = _metric(recipe, base_dir, None if opened.agreement_only else opened.evaluation)
+        planned = make_plan(
             recipe,
             source=opened.source,
             source_format=opened.source.format,
             inputs=opened.source.inputs,
             roles=frozenset(opened.data),
             context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
+            labelled=_judges(metric),
         )
+        return _with_gates_checked(planned, metric)
+
+
+def _metric(recipe: Recipe, base_dir: Path, evaluation: Samples | None) -> Metric | None:
+    """What the run will judge accuracy by; None without evaluation data."""
+    evaluator = load_evaluator(recipe.evaluator, base_dir)
+    return choose_metric(
+        recipe.metric, evaluation, base_dir, agreement_only=False, evaluator=evaluator
+    )
+
+
+def _judges(metric: Metric | None) -> bool:
+    return metric is not None and metric.kind != "free"
+
+
+def _with_gates_checked(planned: Plan, metric: Metric | None) -> Plan:
+    """`planned`, once its gates fit the metric's units."""
+    if metric is not None and _judges(metric):
+        for target in planned.targets:
+            check_gates(target.gates, metric.name, metric.fraction)
+    return planned
 
 
 def named_inputs(spec: SourceSpec) -> tuple[TensorSpec, ...]:

@@ -66,8 +66,9 @@ def _not_smaller(target: TargetResult, chosen: Candidate) -> list[str]:
         lines.append(f"{held} of weights in {show.names(rows)} stay float: {reason}")
     for other, check in show.passed_over(target)[:1]:
         what = show.smaller(other.size_bytes, chosen.size_bytes)
+        still = " still" if what.endswith("smaller") else ""
         lines.append(
-            f"{other.name} is {what} still, stopped by {check.gate}: {show.check_text(check)}"
+            f"{other.name} is {what}{still}, stopped by {check.gate}: {show.check_text(check)}"
         )
     return lines
 
@@ -178,7 +179,8 @@ def _for_size(record: RunRecord, chosen: Candidate) -> list[str]:
         found.append(
             "quantize_weights: {bits: 8} in the target's steps stores float weights in 8 bits"
         )
-    if not _ran(record, "prune"):
+    trainable = record.reference.format not in ("onnx", "exported")
+    if not _ran(record, "prune") and trainable:
         found.append("steps: [prune_channels: {keep: {macs: 50%}}, recover: {epochs: 3}]")
     heavy = _bytes(chosen.ledger, ("graph",)) > 0.25 * total
     # OpenVINO's XML has been through its own simplification already.

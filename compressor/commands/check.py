@@ -63,11 +63,11 @@ def _checked(
     module = load_step("to_" + name)
     context = Context(target=name, scheme=target.scheme, keep=Keep(float=keep))
     refusals = module.refusals(source, module.Options(), context)
+    refusals = refusals or _not_float(source, context)
     rows = [
         {"layer": r.where, "op": "", "precision": "refused", "reason": r.why, "fix": r.fix}
         for r in refusals
     ]
-    refusals = refusals or _not_float(source, context)
     if target.scheme is not None and not refusals:
         rows += [
             {
@@ -95,8 +95,8 @@ def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> N
     integer = [r for r in rows if r["precision"] == "int8"]
     rest = [r for r in rows if r["precision"] != "int8"]
     refused = [r for r in rest if r["precision"] == "refused"]
-    head = f"{name} refuses {len(refused)} nodes" if refused else f"{name} takes every node"
-    print(f"{head}; {len(integer)} of {len(rows)} in INT8")
+    taken = f"{name} takes every node; {len(integer)} of {len(rows)} in INT8"
+    print(f"{name} cannot compress this model:" if refused else taken)
     for row in rows if everything else rest:
         where = f"{row['layer']} ({row['op']})" if row["op"] else row["layer"]
         print(f"  {row['precision']:9} {where}: {row['reason']}".rstrip(": "))

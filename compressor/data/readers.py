@@ -283,7 +283,10 @@ def check_labels(labels: Any, count: int, where: str) -> Labels:
     found = labels if isinstance(labels, list | tuple) else as_array(labels, f"{where}: labels")
     if np.ndim(found) == 0 or len(found) != count:
         got = "one value" if np.ndim(found) == 0 else str(len(found))
-        raise UsageError("wrong number of labels", where=where, expected=f"{count}", got=got)
+        fix = "give one label for each sample, in the same order"
+        raise UsageError(
+            "wrong number of labels", where=where, expected=f"{count}", got=got, fix=fix
+        )
     if isinstance(found, np.ndarray) and found.dtype.kind == "f" and not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found.reshape(count, -1)).all(axis=1))[0])
         raise UsageError(f"label of sample {row} is not a number", where=where)

@@ -64,6 +64,7 @@ def class_labels(labels: Sequence[Any], classes: int, metric: str) -> NDArray[np
             where=f"metric {metric}",
             expected=f"0–{classes - 1} ({classes} outputs)",
             got=f"{wrong.size} such labels in one batch",
+            fix="number the classes as the model's outputs, from 0",
         )
     return numbers
 

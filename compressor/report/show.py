@@ -72,7 +72,9 @@ def exit_meaning(record: RunRecord) -> str:
     """What the run's exit code says, in words."""
     if record.exit_code == 0 and record.state == "inconclusive":
         return "no gate failed, and what could not be decided only warns"
-    if record.exit_code == 0 and record.state != "pass":
+    shipped = [subject(target) for target in record.targets]
+    unjudged = any(k.state == "not_judged" for c in shipped if c is not None for k in c.checks)
+    if record.exit_code == 0 and (record.state != "pass" or unjudged):
         return "no gate failed, and not every gate could be judged"
     return EXIT_MEANING.get(record.exit_code, "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +138,10 @@ def test_explain_says_how_many_samples_are_needed():
 
 def test_explain_passes_on_the_error_of_a_broken_target():
     assert "operation type is not supported" in explain(every_kind()["error"], "openvino")[0]
+
+
+def test_explain_prunes_only_what_can_be_trained():
+    module = replace(record(), steps=[])
+    onnx = replace(module, reference=replace(module.reference, format="onnx"))
+    assert "prune_channels" in " ".join(explain(module))
+    assert "prune_channels" not in " ".join(explain(onnx))

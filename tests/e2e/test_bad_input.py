@@ -194,3 +194,43 @@ def test_bad_input(
         assert fragment in said, said
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_plan_names_the_gates_of_a_run_without_labels(bench: Bench) -> None:
+    flags = ("plan", "net.onnx", "--target", "onnxruntime", "--calibration", "calib.npz")
+    assert "agreement>=97%" in bench.compress(*flags).stdout
+
+
+def test_a_plan_finds_an_unknown_metric(bench: Bench) -> None:
+    found = bench.compress("plan", *standard(bench.folder)[4:-1], "top9")
+    assert found.returncode == 2
+    assert "unknown metric 'top9'" in found.stderr
+
+
+def test_what_the_users_evaluator_raises_is_not_our_bug(bench: Bench) -> None:
+    (bench.folder / "loops.py").write_text("def broken(run):\n    raise ValueError('oops')\n")
+    found = bench.compress(*standard(bench.folder), "--evaluator", "loops:broken")
+    assert found.returncode == 2
+    assert "loops.py:2: broken raised ValueError: oops" in found.stderr
+
+
+def test_an_evaluator_brings_its_own_data(bench: Bench) -> None:
+    (bench.folder / "own.py").write_text(
+        "import numpy as np\n"
+        "def loop(run):\n"
+        "    run({'image': np.zeros((1, 1, 28, 28), np.float32)})\n"
+        "    return {'metric': 0.5, 'per_sample': np.tile([0.0, 1.0], 200)}\n"
+    )
+    flags = ("--calibration", "calib.npz", "--evaluator", "own:loop", "--effort", "quick")
+    model = ("run", "net.onnx", "--target", "onnxruntime", "-o", "own", "-q")
+    done = bench.compress(*model, *flags, "--gate", "speedup>=0.1")
+    assert "drop 0" in done.stdout, done.stderr
+    assert "not judged" not in done.stdout
+
+
+def test_a_bounded_batch_is_kept_to_everywhere(bench: Bench) -> None:
+    pytest.importorskip("openvino", reason="bounded shapes are OpenVINO's")
+    model = ("run", "net.onnx", "--target", "openvino", "--shape", "image=2..8@4", "-o", "bounded")
+    data = ("--calibration", "calib.npz", "--evaluation", "eval.npz", "--metric", "top1")
+    done = bench.compress(*model, *data, "--effort", "quick", "--batch", "16", "-q")
+    assert "batch 8" in done.stdout, done.stderr
