@@ -236,7 +236,8 @@ def by_reason(rows: Iterable[LayerRow]) -> dict[str, list[LayerRow]]:
     """Rows grouped by their reason, the most bytes first."""
     groups: dict[str, list[LayerRow]] = {}
     for row in rows:
-        groups.setdefault(row.reason or "the engine gives no reason", []).append(row)
+        silent = "the engine gives no reason" if row.requested else "no step asked for INT8 compute"
+        groups.setdefault(row.reason or silent, []).append(row)
     weight = {reason: sum(r.weight_bytes for r in found) for reason, found in groups.items()}
     return dict(sorted(groups.items(), key=lambda item: (-weight[item[0]], item[0])))
 
