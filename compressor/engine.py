@@ -37,6 +37,7 @@ class Engine:
         progress: where to tell how far a step is.
         records: what ran or was found, in order.
         irreproducible: what steps said that will not come out the same again.
+        repeats: place in the recipe → options that would repeat what such a step did.
     """
 
     store: Store
@@ -49,6 +50,7 @@ class Engine:
     trial: Callable[[Artifact, tuple[PlannedStep, ...]], Trial]
     records: list[StepRecord] = field(default_factory=list)
     irreproducible: list[str] = field(default_factory=list)
+    repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def advance(
         self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
@@ -140,6 +142,7 @@ class Engine:
         notes = [str(note) for note in made.facts.get("notes", [])]
         if reason := made.facts.get("not_reproducible"):
             self.irreproducible.append(str(reason))
+            self.repeats.setdefault(step.where, dict(made.facts.get("repeat", {})))
         self.records.append(
             StepRecord(
                 step=step.name,

@@ -116,6 +116,9 @@ class _Planner:
         if reason := load_runtime(target.runtime).missing():
             fix = f"pip install 'edge-compressor[{EXTRA_OF.get(name, name)}]'"
             self._problem(where, f"{target.runtime} cannot run here: {reason}", fix=fix, code=4)
+        elif spec.device and spec.device.split(".")[0] not in (there := devices_of(target)):
+            what = f"{target.runtime} has no device {spec.device} here"
+            self._problem(f"{where}.device", what, fix="one of " + ", ".join(there), code=4)
         shapes: Mapping[str, Mapping[str, tuple[int, int, int]]] = {}
         try:
             shapes = resolve_shapes({**self.recipe.shape, **spec.shape}, self.inputs, where)
@@ -273,6 +276,13 @@ class _Planner:
                     continue
                 chosen[gate.metric, gate.batch, gate.over] = gate
         return complete_gates(tuple(chosen.values()), self.labelled)
+
+
+def devices_of(target: Target) -> list[str]:
+    """Device families the target's engine finds on this machine."""
+    engine: Any = load_runtime(target.runtime)
+    found = engine.devices() if hasattr(engine, "devices") else [target.device]
+    return sorted({str(name).split(".")[0] for name in found})
 
 
 def has_half(target: Target) -> bool:

@@ -307,11 +307,22 @@ class _Run:
         assert found is not None
         return Trial(float(found.value or 0.0), made.size_bytes)
 
+    def _pinned(self, position: int, step: Any) -> Any:
+        """A shared step with its budget in minutes as the number of steps that it became."""
+        name, options = next(iter(step.items())) if isinstance(step, dict) else (step, None)
+        repeat = self.engine.repeats.get(f"steps[{position}] {name}")
+        if not repeat:
+            return step
+        return {name: {k: v for k, v in {**(options or {}), **repeat}.items() if v}}
+
     def lock(self, record: RunRecord) -> dict[str, Any]:
         """The recipe with everything that was resolved: `compress run` takes it as a recipe."""
         base = os.path.relpath(self.request.base_dir, self.request.out)
+        recipe = recipe_json(self.request.recipe)
+        if steps := recipe.get("steps"):
+            recipe["steps"] = [self._pinned(i, step) for i, step in enumerate(steps)]
         return {
-            **recipe_json(self.request.recipe),
+            **recipe,
             LOCKED: {
                 "base": Path(base).as_posix(),
                 "tool": record.tool,

@@ -349,7 +349,7 @@ def _needed(limit: float, comparison: Comparison) -> int | None:
 
 
 def _and_needed(needed: int | None) -> str:
-    return f", about {needed} needed" if needed else ""
+    return f", about {needed:,} needed" if needed else ""
 
 
 class _Words:

@@ -49,6 +49,11 @@ def versions() -> Dict[str, str]:
     return {"openvino": str(_engine().__version__)}
 
 
+def devices() -> List[str]:
+    """Devices of this machine that OpenVINO can use."""
+    return [str(name) for name in _engine().Core().available_devices]
+
+
 def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -> OvSession:
     """Read and compile `artifact` (IR or ONNX) for `device`; raises `BadArtifact` on a bad file."""
     return OvSession(artifact, _compile(artifact, threads, device, {}))
@@ -158,11 +163,11 @@ def _engine() -> Any:
 def _compile(artifact: Artifact, threads: int, device: str, more: Dict[str, Any]) -> Any:
     core = _engine().Core()
     family = device.split(".")[0].upper()
-    if family not in [name.split(".")[0] for name in core.available_devices]:
+    if family not in [name.split(".")[0] for name in devices()]:
         raise RuntimeUnavailable(
             "OpenVINO has no such device here",
             where=device,
-            expected="one of " + ", ".join(core.available_devices),
+            expected="one of " + ", ".join(devices()),
         )
     if not artifact.path.is_file():
         raise BadArtifact("file is missing", where=str(artifact.path), fix="build it again")

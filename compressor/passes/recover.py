@@ -139,12 +139,15 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     )  # fmt: skip
 
 
-def _budget_facts(options: Options, schedule: loop.Schedule) -> dict[str, str]:
+def _budget_facts(options: Options, schedule: loop.Schedule) -> dict[str, Any]:
     """What a budget in minutes became: another machine, or another day, gets other steps."""
     if not options.minutes:
         return {}
     told = f"recover: {options.minutes:g} minutes became {schedule.steps} steps"
-    return {"not_reproducible": f"{told}; `steps: {schedule.steps}` repeats them"}
+    return {
+        "not_reproducible": f"{told}; `steps: {schedule.steps}` repeats them",
+        "repeat": {"minutes": 0, "steps": schedule.steps},
+    }
 
 
 def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:

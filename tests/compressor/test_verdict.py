@@ -62,7 +62,7 @@ def test_says_it_in_one_sentence() -> None:
 def test_says_how_many_samples_would_decide() -> None:
     check = verdict("accuracy_drop<=1%", flips(30, 20, 2_000))
     assert check.needed == 6_177
-    assert "inconclusive, n=2000, about 6177 needed" in check.text
+    assert "inconclusive, n=2000, about 6,177 needed" in check.text
     few = verdict("accuracy_drop<=1%", flips(0, 0, 100))
     assert few.needed == 300
     assert "fewer than 300 samples cannot certify it" in few.text

@@ -70,6 +70,9 @@ def test_it_is_smaller_and_does_less(result: Any) -> None:
 def test_a_budget_in_minutes_is_not_reproducible_and_says_so(result: Any) -> None:
     assert not result.record.reproducible
     assert "steps:" in result.record.not_reproducible_because
+    lock = (result.out / "recipe.lock.yaml").read_text()
+    assert "minutes" not in lock.split("locked:")[0]
+    assert "steps:" in lock.split("recover:")[1].split("locked:")[0]
 
 
 def test_the_module_handed_in_is_untouched(module: Any, result: Any) -> None:
