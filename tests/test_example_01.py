@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "01_image_classifier"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "01_image_classifier"
 
 
 @pytest.fixture
@@ -114,3 +115,17 @@ def test_the_onnx_path_has_free_batch_names_and_torch_s_answers(load, data, tmp_
     module.load_state_dict(load_file(EXAMPLE / "resnet.safetensors"))
     expected = module.eval()(torch.from_numpy(image)).detach().numpy()
     np.testing.assert_allclose(models.run(proto, {"image": image})["logits"], expected, atol=1e-4)
+
+
+def test_the_readmes_show_what_the_recorded_runs_printed() -> None:
+    from compressor.record import load_record
+    from compressor.report import terminal
+
+    figures = ROOT / "benchmarks" / "example_01"
+    readme = (ROOT / "README.md").read_text()
+    for name in ("demo", "tight"):
+        for line in filter(None, terminal(load_record(figures / f"{name}.json"))):
+            assert f"    {line}\n" in readme
+    example = (ROOT / "examples" / "01_image_classifier" / "README.md").read_text()
+    for line in filter(None, terminal(load_record(figures / "demo.json"))):
+        assert f"    {line}\n" in example

@@ -137,7 +137,10 @@ def _accuracy(chosen: Candidate) -> list[str]:
 def _kept(chosen: Candidate) -> list[str]:
     rows = show.kept_float(chosen)
     if not rows:
-        return []
+        asked = sum(row.requested == "int8" for row in chosen.layers)
+        ran = sum(row.requested == "int8" and row.achieved == "int8" for row in chosen.layers)
+        text = f"nothing: each of the {ran} layers asked to run in INT8 does"
+        return _wrapped("kept float", text) if asked and ran == asked else []
     lines: list[str] = []
     groups = list(show.by_reason(rows).items())
     for reason, found in groups[:3]:
