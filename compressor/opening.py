@@ -19,7 +19,7 @@ from exporters.base import Samples
 from runtimes.errors import CompressError
 from runtimes.types import Artifact, TensorSpec, canonical
 
-SOURCE_REV = 1
+SOURCE_REV = 2
 HELD_OUT = 0.25  # of the calibration data, when nothing else can tell how well outputs agree
 FROM_TRAINING = 512  # samples, when training data is given and calibration data is not
 

@@ -197,7 +197,7 @@ class _Run:
         self.onnx = onnx
         self.judge.base = self.judge.score_original(onnx)
         given = source.format == "onnx"
-        size = int(source.facts.get("given_bytes", onnx.size_bytes)) if given else onnx.size_bytes
+        size = int(source.facts["given_bytes"]) if given else onnx.size_bytes
         what = "the given ONNX" if given else "to_onnx of the untouched module"
         model = self.request.recipe.model.source if self.request.model is None else ""
         return Reference(

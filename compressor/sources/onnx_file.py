@@ -44,6 +44,7 @@ def open_onnx(path: Path, root: Path, inputs: Mapping[str, Any], shapes: Shapes)
     model, raised = upgrade_opset(model)
     model, _ = normalise(model)
     facts = _facts(model, [*notes, *raised, *_graph_notes(model)])
+    facts["given_bytes"] = given_bytes(path)
     save_model(model, root / "model.onnx")
     return Artifact.write(root, "onnx", "model.onnx", *specs(model), facts)
 
@@ -130,6 +131,12 @@ def identity(path: Path) -> dict[str, Any]:
         _check_external(path.parent / name, path)
     external = {name: sha256_of(path.parent / name) for name in names}
     return {"kind": "onnx", "sha256": sha256_of(path), "external": external}
+
+
+def given_bytes(path: Path) -> int:
+    """Bytes of the file as the user gave it, external data included."""
+    files = [path, *(path.parent / name for name in external_files(_parse(path), path))]
+    return sum(file.stat().st_size for file in files)
 
 
 def newest_opset() -> int:
