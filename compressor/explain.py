@@ -170,10 +170,16 @@ def _for_samples(chosen: Candidate) -> list[str]:
     )
 
 
+def _tried_4_bits(record: RunRecord, chosen: Candidate) -> bool:
+    """Whether the target that `chosen` belongs to was built with 4-bit weights already."""
+    targets = [t for t in record.targets if chosen in t.candidates]
+    return any("int4" in row.kind for t in targets for c in t.candidates for row in c.ledger)
+
+
 def _for_size(record: RunRecord, chosen: Candidate) -> list[str]:
     total = chosen.size_bytes or 1
     found = []
-    if _bytes(chosen.ledger, ("int8",)) > 0.4 * total:
+    if _bytes(chosen.ledger, ("int8",)) > 0.4 * total and not _tried_4_bits(record, chosen):
         found.append("quantize_weights: {bits: 4} in the target's steps halves the int8 weights")
     if _bytes(chosen.ledger, ("float", "half")) > 0.25 * total:
         found.append(

@@ -21,6 +21,7 @@ from runtimes.types import Artifact, TensorSpec, canonical
 
 SOURCE_REV = 2
 HELD_OUT = 0.25  # of the calibration data, when nothing else can tell how well outputs agree
+HELD_OUT_LEAST = 128  # samples, up to half of them: fewer cannot show that 97 % agree
 FROM_TRAINING = 512  # samples, when training data is given and calibration data is not
 
 
@@ -131,7 +132,8 @@ def _calibration_defaults(
         sets["calibration"] = split(whole, share, seed, "training data")[1]
     if not judged and "calibration" in sets and len(sets["calibration"]) >= 4:
         whole = sets["calibration"]
-        sets["calibration"], held_out = split(whole, HELD_OUT, seed, "calibration data")
+        share = min(0.5, max(HELD_OUT, HELD_OUT_LEAST / len(whole)))
+        sets["calibration"], held_out = split(whole, share, seed, "calibration data")
         return sets, held_out
     return sets, None
 
