@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.env import Progress, StepEnv
@@ -15,7 +15,7 @@ from compressor.schema import to_json
 from compressor.steps import load_step, options_json
 from compressor.store import Store, Workplace, key_of
 from exporters.base import Context, Samples, Step, Trial
-from runtimes.errors import BuildFailed, CompressError, Unsupported
+from runtimes.errors import BuildFailed, Unsupported
 from runtimes.host import facts
 from runtimes.types import Artifact
 
@@ -159,13 +159,3 @@ class Engine:
                 notes=notes,
             )
         )
-
-
-def shared_context(context: Context) -> Context:
-    """`context` without what only a target's own steps may read."""
-    return replace(context, target=None, scheme=None, device="CPU", shapes={})
-
-
-def failure_text(error: CompressError) -> str:
-    """The first line of an error, for a table."""
-    return error.text().splitlines()[0]

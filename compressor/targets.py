@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from compressor.bench import BenchResult, Variant
 from compressor.engine import Engine
@@ -327,8 +326,3 @@ def _reasons(tried: list[Built]) -> str:
     if len(rungs) < 2:
         return next(iter(rungs), "nothing to try")
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in rungs.items())
-
-
-def artifact_folder(out: Path, name: str) -> Path:
-    """Where a target's shipped artifact lies."""
-    return out / name

@@ -36,10 +36,6 @@ def _is(node: Any, *ops: str) -> bool:
     return node.op_type in ops and node.domain in STANDARD_DOMAINS
 
 
-def _boundary(graph: Any) -> set[str]:
-    return {value.name for value in (*graph.input, *graph.output)}
-
-
 def drop_identities(graph: Any) -> int:
     """Remove `Identity` nodes and `Dropout` in inference mode; returns how many.
 
