@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from compressor.schema import to_json
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
+
+NOTHING_TO_DO = "nothing to do"  # how coverage ends the reason of a node that follows others
 
 
 def check_verb(args: argparse.Namespace) -> int:
@@ -97,8 +100,14 @@ def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> N
     refused = [r for r in rest if r["precision"] == "refused"]
     taken = f"{name} takes every node; {len(integer)} of {len(rows)} in INT8"
     print(f"{name} cannot compress this model:" if refused else taken)
-    for row in rows if everything else rest:
+    following = [] if everything else [r for r in rest if NOTHING_TO_DO in r["reason"]]
+    for row in rows if everything else (r for r in rest if r not in following):
         where = f"{row['layer']} ({row['op']})" if row["op"] else row["layer"]
         print(f"  {row['precision']:9} {where}: {row['reason']}".rstrip(": "))
         if row["fix"]:
             print(f"            fix: {row['fix']}")
+    if following:
+        names = ", ".join(row["layer"] for row in following)
+        text = f"{len(following)} more nodes without weights stay beside them (--all says why): "
+        lines = textwrap.wrap(text + names, 88, initial_indent="  float32   ")
+        print("\n            ".join(lines))
