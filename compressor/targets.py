@@ -63,14 +63,15 @@ def run_target(
             if twin.artifact is None and twin.candidate.role == "twin":
                 return _broken(blank, twin)
         tried = runner.climb(twins, compressed)
+        timed = runner.timed_twins(twins)
+        best = runner.best_twin(timed)
     except UsageError:
         raise  # recipe or data: the same for every target
     except CompressError as error:
         failure = Failure(type(error).__name__, error.text(), error.exit_code)
         result = replace(blank, exit_code=error.exit_code, reason=error.what, failure=failure)
         return Outcome(result, None)
-    timed = runner.timed_twins(twins)
-    return choose(blank, timed, runner.best_twin(timed), tried, planned.explicit)
+    return choose(blank, timed, best, tried, planned.explicit)
 
 
 def _broken(blank: TargetResult, twin: Built) -> Outcome:
@@ -148,7 +149,10 @@ class _Runner:
         checks = self._checks(built.candidate, timed=False)
         if combine(checks) != "fail":
             built = self._timed(built, twins)
-            checks = self._checks(built.candidate, timed=True)
+            if failure := built.candidate.failure:  # what does not run here does not ship
+                checks.append(Check("runs", "fail", failure.message.splitlines()[0]))
+            else:
+                checks = self._checks(built.candidate, timed=True)
         else:
             note = "not timed: it had failed before"
             checks += [

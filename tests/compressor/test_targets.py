@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from compressor.result import Candidate, Check, Failure, State, TargetResult
-from compressor.targets import Built, Outcome, choose
+from compressor.gates import parse_gate
+from compressor.result import Candidate, Check, Failure, Reference, State, TargetResult
+from compressor.targets import Built, Outcome, _Runner, choose
 from runtimes.types import Artifact
 
 BLANK = TargetResult("onnxruntime", "fail", 1)
@@ -84,3 +87,21 @@ def test_an_explicit_list_that_broke_has_its_own_code() -> None:
     outcome = chosen(broken("candidate", 4), explicit=True)
     assert outcome.result.exit_code == 4
     assert "candidate is refused" in outcome.result.reason
+
+
+def test_a_candidate_that_does_not_run_here_never_passes() -> None:
+    """It is small and keeps accuracy, and its process dies while it is timed."""
+    died = Failure("BoardError", "the process died", 6)
+    result = SimpleNamespace(batches=(1,), failure=lambda name, batch: died)
+    planned: Any = SimpleNamespace(
+        target=SimpleNamespace(name="x", runtime="onnxruntime"),
+        context=SimpleNamespace(device="CPU"),
+        gates=(parse_gate("size_reduction>=50%"), parse_gate("speedup>=0.97")),
+    )
+    judging: Any = SimpleNamespace(time=lambda *args, **options: result)
+    engine: Any = None
+    runner = _Runner(planned, engine, judging, Reference("", "", "", 1000, ""))
+    small = Built(Candidate("a", "candidate", size_bytes=10), artifact("a"))
+    judged = runner._judged(small, [TWIN])
+    assert judged.candidate.state == "fail"
+    assert "the process died" in judged.candidate.checks[-1].text
