@@ -194,7 +194,6 @@ class _Run:
         """The original as ONNX: what sizes and scores are compared with."""
         source = self.engine.source
         onnx = self.engine.advance(source, self.plan.reference, "original")
-        self.onnx = onnx
         self.judge.base = self.judge.score_original(onnx)
         given = source.format == "onnx"
         size = int(source.facts["given_bytes"]) if given else onnx.size_bytes

@@ -38,7 +38,7 @@ from typing import (
 
 import numpy as np
 
-from runtimes.errors import Refusal
+from runtimes.errors import MissingTool, Refusal
 from runtimes.types import Artifact, TensorSpec
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Target",
     "Trial",
     "example_feeds",
+    "installed",
 ]
 
 
@@ -265,6 +266,16 @@ def batch_range(
         ends = (first, first) if isinstance(first, int) else (bounds or {}).get(first, (1, high))
         low, high = max(low, int(ends[0])), min(high, int(ends[1]))
     return low, high
+
+
+def installed(names: Sequence[str], where: str, fix: str) -> Dict[str, str]:
+    """Distribution → version, for a step's `tools()`; `MissingTool` naming the first that lacks."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {name: version(name) for name in names}
+    except PackageNotFoundError as error:
+        raise MissingTool(f"{error.name} is not installed", where=where, fix=fix) from error
 
 
 def example_feeds(

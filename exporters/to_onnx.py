@@ -15,8 +15,8 @@ from exporters._drop_in import require_drop_in
 from exporters._onnx_cleanup import drop_identities
 from exporters._onnx_dims import set_specs
 from exporters._onnx_graph import OPSET, count_parameters, normalise, opset_of, save_model, specs
-from exporters.base import Context, Env, Refusal, example_feeds
-from runtimes.errors import BuildFailed, MissingTool
+from exporters.base import Context, Env, Refusal, example_feeds, installed
+from runtimes.errors import BuildFailed
 from runtimes.types import Artifact
 
 REV = 1
@@ -44,16 +44,9 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of what writes the file; `MissingTool` naming the extra."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {name: version(name) for name in ("torch", "onnxscript", "onnx")}
-    except PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed",
-            where="to_onnx",
-            fix="pip install edge-compressor[torch]",
-        ) from error
+    return installed(
+        ("torch", "onnxscript", "onnx"), "to_onnx", "pip install edge-compressor[torch]"
+    )
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

@@ -35,8 +35,9 @@ from exporters.base import (
     StepSpec,
     Target,
     example_feeds,
+    installed,
 )
-from runtimes.errors import BuildFailed, MissingTool
+from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
 REV = 1
@@ -89,14 +90,7 @@ def scheme_for(flags: Collection[str]) -> QuantScheme:
 
 def tools() -> dict[str, str]:
     """Versions of onnx and onnxruntime."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {name: version(name) for name in ("onnx", "onnxruntime")}
-    except PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed", where="to_onnxruntime", fix="pip install onnxruntime"
-        ) from error
+    return installed(("onnx", "onnxruntime"), "to_onnxruntime", "pip install onnxruntime")
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

@@ -24,8 +24,8 @@ from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, normalise, save_model, specs
 from exporters._onnx_support import openvino_lines, unsupported_by_openvino
 from exporters._openvino_ir import marked, read_metadata, read_onnx, save_ir
-from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, example_feeds
-from runtimes.errors import BuildFailed, MissingTool
+from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, example_feeds, installed
+from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
 REV = 3
@@ -76,16 +76,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """OpenVINO's version; `MissingTool` naming the extra."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {"openvino": version("openvino"), "onnx": version("onnx")}
-    except PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed",
-            where="to_openvino",
-            fix="pip install edge-compressor[openvino]",
-        ) from error
+    return installed(("openvino", "onnx"), "to_openvino", "pip install edge-compressor[openvino]")
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

@@ -19,8 +19,8 @@ from compressor.pruning.budget import Budget, parse_budget
 from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.select import select
 from compressor.sources.torch_io import batch_size, batches, call, example_batch, threads
-from exporters.base import Context, Env, Refusal, Samples
-from runtimes.errors import MissingTool, Unsupported, UsageError
+from exporters.base import Context, Env, Refusal, Samples, installed
+from runtimes.errors import Unsupported, UsageError
 from runtimes.types import Artifact
 
 if TYPE_CHECKING:
@@ -71,16 +71,11 @@ class Options:
 
 def tools() -> dict[str, str]:
     """torch, torch-pruning and safetensors; MissingTool where one is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {name: version(name) for name in ("torch", "torch-pruning", "safetensors")}
-    except PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed",
-            where="prune_channels",
-            fix="pip install 'edge-compressor[torch]'",
-        ) from error
+    return installed(
+        ("torch", "torch-pruning", "safetensors"),
+        "prune_channels",
+        "pip install 'edge-compressor[torch]'",
+    )
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001

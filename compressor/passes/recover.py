@@ -21,8 +21,8 @@ from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import batch_size, call, tensors, threads
-from exporters.base import Context, Env, Refusal, Samples
-from runtimes.errors import MissingTool, Unsupported, UsageError
+from exporters.base import Context, Env, Refusal, Samples, installed
+from runtimes.errors import Unsupported, UsageError
 from runtimes.types import Artifact
 
 if TYPE_CHECKING:
@@ -83,16 +83,7 @@ def _out_of_range(name: str, expected: str, got: float) -> UsageError:
 
 def tools() -> dict[str, str]:
     """Torch and safetensors; MissingTool where one is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {name: version(name) for name in ("torch", "safetensors")}
-    except PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed",
-            where="recover",
-            fix="pip install 'edge-compressor[torch]'",
-        ) from error
+    return installed(("torch", "safetensors"), "recover", "pip install 'edge-compressor[torch]'")
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001

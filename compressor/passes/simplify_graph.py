@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from exporters.base import Context, Env
-from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
+from exporters.base import Context, Env, installed
+from runtimes.errors import BuildFailed, Refusal, Unsupported
 from runtimes.types import Artifact
 
 REV = 1
@@ -35,14 +34,9 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Version of onnxslim; `MissingTool` naming the extra."""
-    try:
-        return {name: metadata.version(name) for name in ("onnx", "onnxslim")}
-    except metadata.PackageNotFoundError as error:
-        raise MissingTool(
-            f"{error.name} is not installed",
-            where="simplify_graph",
-            fix="pip install edge-compressor[optimize]",
-        ) from error
+    return installed(
+        ("onnx", "onnxslim"), "simplify_graph", "pip install edge-compressor[optimize]"
+    )
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
