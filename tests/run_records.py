@@ -80,32 +80,15 @@ def layers(engine: str, achieved: str = "int8") -> list[LayerRow]:
     return [*rows, pool, head]
 
 
-LEDGER = {
-    "twin": [
-        LedgerRow("weights float", 2_802_176, 15),
-        LedgerRow("biases", 9_344, 15),
-        LedgerRow("graph", 21_892),
-    ],
-    "int8-w4": [
-        LedgerRow("weights int4", 138_240, 14),
-        LedgerRow("weights float", 5_120, 1),
-        LedgerRow("scales", 11_620, 14),
-        LedgerRow("biases", 6_800, 15),
-        LedgerRow("graph", 40_312),
-    ],
-    "int8": [
-        LedgerRow("weights int8", 276_480, 14),
-        LedgerRow("weights float", 5_120, 1),
-        LedgerRow("scales", 5_810, 14),
-        LedgerRow("biases", 6_800, 15),
-        LedgerRow("graph", 36_190),
-    ],
-    "half": [
-        LedgerRow("weights half", 556_032, 15),
-        LedgerRow("biases", 6_800, 15),
-        LedgerRow("graph", 22_004),
-    ],
+SCALES_W4, SCALES_W8 = ("scales", 11_620, 14), ("scales", 5_810, 14)
+HEAD, BIASES = ("weights float", 5_120, 1), ("biases", 6_800, 15)
+BYTES: dict[str, list[tuple[Any, ...]]] = {
+    "twin": [("weights float", 2_802_176, 15), ("biases", 9_344, 15), ("graph", 21_892)],
+    "int8-w4": [("weights int4", 138_240, 14), HEAD, SCALES_W4, BIASES, ("graph", 40_312)],
+    "int8": [("weights int8", 276_480, 14), HEAD, SCALES_W8, BIASES, ("graph", 36_190)],
+    "half": [("weights half", 556_032, 15), BIASES, ("graph", 22_004)],
 }
+LEDGER = {name: [LedgerRow(*row) for row in rows] for name, rows in BYTES.items()}
 
 
 def candidate(name: str, drop: float, ratio: float | None, **extra: Any) -> Candidate:
