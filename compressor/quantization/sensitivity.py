@@ -19,6 +19,7 @@ import numpy as np
 FLOAT = "float"
 # From the most to the least precise: what a group of layers may become.
 OPTIONS = (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
+STORED = (FLOAT, "half", "w8", "w4")  # those that compute in float
 
 Outputs = Sequence[Mapping[str, Any]]
 

@@ -18,10 +18,13 @@ def open_workbench(
         samples: how many calibration samples the damage is measured on.
         method: of calibration, for the ranges of activations.
     """
+    bench: Workbench
     if source.format == "openvino":
         from compressor.quantization.workbench_openvino import OpenVinoBench
 
-        return OpenVinoBench(source, env, samples, method)
+        bench = OpenVinoBench(source, env, samples, method)
+        return bench
     from compressor.quantization.workbench_onnx import OnnxBench
 
-    return OnnxBench(source, env, samples, method)
+    bench = OnnxBench(source, env, samples, method)
+    return bench

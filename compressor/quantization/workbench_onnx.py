@@ -1,0 +1,275 @@
+"""Precisions tried on an ONNX graph in one session: weights and switches are its inputs.
+
+The float model is instrumented once. Each weight becomes an input, so that a variant is other
+arrays in the same session; behind each tensor that the target would quantize stands
+x + switch * (quantized(x) - x), and a switch is an input too. Loading a session for every layer
+of a large transformer would take longer than running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compressor.quantization.calibration import batches, calibrate
+from compressor.quantization.keep import kept
+from compressor.quantization.onnx_index import Index, Names
+from compressor.quantization.onnx_pass import keep_of, scheme_of
+from compressor.quantization.onnx_static import mean_axes, mean_lost, named_nodes, planned
+from compressor.quantization.onnx_storage import Weight, find_weights
+from compressor.quantization.onnx_weights import (
+    dequantize,
+    output_axis,
+    quantize_int4,
+    quantize_int8,
+)
+from compressor.quantization.placement import Placement
+from compressor.quantization.qdq import Grid, grid
+from compressor.quantization.sensitivity import FLOAT, Group, Outputs
+from exporters._check import onnx_session, run_onnx
+from exporters._onnx_graph import load_model, replace
+from exporters.base import Env, QuantScheme
+from runtimes.types import Artifact
+
+LEAST = 256  # smaller weights are left as they are
+_INTEGER = frozenset({"int8", "int8-w4"})
+_FOUR = frozenset({"w4", "int8-w4"})
+
+
+class OnnxBench:
+    """The workbench of an `onnx` or `onnxruntime` artifact."""
+
+    def __init__(self, source: Artifact, env: Env, samples: int, method: str = "minmax") -> None:
+        self.scheme: QuantScheme = scheme_of(env.context)
+        keep = keep_of(env.context, ())
+        self.model, self.graph, self.plan = planned(load_model(source.path), self.scheme, keep)
+        stay = set(kept(named_nodes(self.model), keep))
+        self.weights = {
+            w.tensor.name: w
+            for w in find_weights(self.graph, LEAST, stay)
+            if w.tensor.name in self.graph.weights and w.dequantize is None
+        }
+        self._group_of: dict[str, str] = {}
+        self.groups = tuple(self._group(w) for w in self.weights.values())
+        self._tensor_of = {self._group_of[t]: t for t in self.weights}
+        data = env.data.get("selection", env.data["calibration"])
+        self._feeds = list(batches(data, source.inputs, samples))
+        self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+        self._session: Any = None
+        self._source, self._env, self._method = source, env, method
+        self._switches: dict[str, frozenset[str]] = {}
+        self._bias: dict[str, tuple[str, Any]] = {}
+        self._means: Mapping[str, Any] = {}
+
+    def _group(self, weight: Weight) -> Group:
+        layers = tuple(n.name for n in self.graph.consumers[weight.tensor.name])
+        integer = all(name in self.plan.weights for name in layers)
+        options = (
+            (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
+            if integer
+            else ("float", "half", "w8", "w4")
+        )
+        self._group_of[weight.tensor.name] = layers[0]
+        return Group(layers[0], weight.node.op_type, layers, int(weight.values.size), options)
+
+    def size_bytes(self, group: Group, option: str) -> int:
+        """Stored bytes of the group's weight in that option, scales included."""
+        weight = self.weights[self._tensor_of[group.name]]
+        scales = 4 * int(weight.values.shape[weight.axis])
+        return stored_bytes(group.elements, scales, option)
+
+    def outputs(self, assign: Mapping[str, str]) -> Outputs:
+        """Outputs on the search samples with groups (by name) in these options, the rest float."""
+        if self._session is None:
+            self._instrument()
+        integer = {g for g, option in assign.items() if option in _INTEGER}
+        values: dict[str, Any] = {}
+        for tensor, weight in self.weights.items():
+            option = assign.get(self._group_of[tensor], FLOAT)
+            values[tensor] = self._values(weight, option)
+            values.update(self._biases(weight, values[tensor], option))
+        for name, needs in self._switches.items():
+            values[name] = np.asarray(float(bool(needs) and needs <= integer), np.float32)
+        return [run_onnx(self._session, {**feeds, **values}) for feeds in self._feeds]
+
+    def _biases(self, weight: Weight, values: Any, option: str) -> dict[str, Any]:
+        """Biases of the layers that read a weight, corrected for its rounding as the steps do."""
+        found = {}
+        for node in self.graph.consumers[weight.tensor.name]:
+            if node.name not in self._bias:
+                continue
+            name, bias = self._bias[node.name]
+            found[name] = bias
+            mean = self._means.get(node.input[0])
+            if mean is not None and option != FLOAT:
+                lost = mean_lost(node, weight.values - values, np.asarray(mean))
+                found[name] = (bias + lost).astype(np.float32)
+        return found
+
+    def _values(self, weight: Weight, option: str) -> Any:
+        if option in _FOUR:
+            return dequantize(*quantize_int4(weight.values, weight.axis), weight.axis)
+        if option in {"w8", "int8"}:
+            limit = 63 if self.scheme.reduce_range and option == "int8" else 127
+            return dequantize(*quantize_int8(weight.values, weight.axis, limit), weight.axis)
+        if option == "half":
+            return weight.values.astype(np.float16).astype(np.float32)
+        return weight.values
+
+    def _instrument(self) -> None:
+        data, source = self._env.data["calibration"], self._source
+        roots = list(dict.fromkeys(self.plan.roots.values()))
+        axes = mean_axes(self.graph, dict.fromkeys(self._correctable()))
+        found = calibrate(
+            self.model, roots, axes, lambda: batches(data, source.inputs, 300), method=self._method
+        )
+        self._means = found.means
+        grids = {root: grid(found.ranges[root], self.scheme) for root in roots}
+        model = instrumented(self.model, list(self.weights), grids)
+        self._bias = biases_as_inputs(model, set(self._correctable()))
+        self._switches = {
+            switch_of(root): needs
+            for root, needs in integer_needs(self.graph, self.plan, self._group_of).items()
+        }
+        self._session = onnx_session(model.SerializeToString(), self._env.context.threads)
+
+    def _correctable(self) -> list[str]:
+        """Convolutions and Gemms whose weight is a group's: their bias can take a correction."""
+        return [
+            node.name
+            for tensor in self.weights
+            for node in self.graph.consumers[tensor]
+            if node.op_type in {"Conv", "Gemm"} and node.input[1] == tensor
+        ]
+
+
+def stored_bytes(elements: int, scales: int, option: str) -> int:
+    """Bytes of a weight of `elements` values with `scales` bytes of scales in that option."""
+    if option in _FOUR:
+        return (elements + 1) // 2 + scales
+    return {FLOAT: 4 * elements, "half": 2 * elements}.get(option, elements + scales)
+
+
+def switch_of(root: str) -> str:
+    """Name of the input that turns the quantization of a tensor on."""
+    return root + "//on"
+
+
+def instrumented(model: Any, weights: list[str], grids: Mapping[str, Grid]) -> Any:
+    """A copy of `model` with its weights and a switch per tensor in `grids` as inputs."""
+    import onnx
+
+    floats = onnx.TensorProto.FLOAT
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, names = copy.graph, Names(copy.graph)
+    for tensor in [t for t in graph.initializer if t.name in set(weights)]:
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, floats, tensor.dims))
+        graph.initializer.remove(tensor)
+    mixes: dict[str, list[Any]] = {}
+    renamed: dict[str, str] = {}
+    for root, at in grids.items():
+        graph.input.append(onnx.helper.make_tensor_value_info(switch_of(root), floats, ()))
+        renamed[root] = names.new("x")
+        mixes[root] = _mix(graph, names, root, renamed[root], at)
+    outputs = {value.name for value in graph.output}
+    made = {name for node in graph.node for name in node.output}
+    nodes = [n for root in grids if root not in made for n in mixes[root]]
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        nodes.append(node)
+        for name in node.output:
+            nodes += mixes.get(name, [])
+    replace(graph.node, nodes)
+    for name in outputs & set(renamed):
+        _swap_output(graph, name, renamed[name])
+    return copy
+
+
+def biases_as_inputs(model: Any, layers: set[str]) -> dict[str, tuple[str, Any]]:
+    """Make the bias of each of `layers` an input, in place; layer → its input and present values.
+
+    A layer whose bias is computed, or no row of constants, is left out.
+    """
+    import onnx
+
+    graph, names = model.graph, Names(model.graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {value.name: value for value in graph.input}
+    found: dict[str, tuple[str, Any]] = {}
+    for node in graph.node:
+        if node.name not in layers or node.input[1] not in weights:
+            continue
+        old = node.input[2] if len(node.input) > 2 else ""
+        if old and (old not in constants or len(constants[old].dims) != 1):
+            continue
+        dims = [d.dim_value for d in weights[node.input[1]].type.tensor_type.shape.dim]
+        size = dims[output_axis(node, len(dims))]
+        values = onnx.numpy_helper.to_array(constants[old]) if old else np.zeros(size, np.float32)
+        name = names.new("b")
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, values.shape)
+        )
+        node.input[:] = [*node.input[:2], name]
+        found[node.name] = (name, values)
+    return found
+
+
+def _mix(graph: Any, names: Names, root: str, out: str, at: Grid) -> list[Any]:
+    import onnx
+
+    scale, zero = names.new("s"), names.new("z")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(at.scale), scale))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(at.zero), zero))
+    integers, floats, gap, part = (names.new("m") for _ in range(4))
+    make = onnx.helper.make_node
+    return [
+        make("QuantizeLinear", [root, scale, zero], [integers]),
+        make("DequantizeLinear", [integers, scale, zero], [floats]),
+        make("Sub", [floats, root], [gap]),
+        make("Mul", [gap, switch_of(root)], [part]),
+        make("Add", [root, part], [out]),
+    ]
+
+
+def _swap_output(graph: Any, name: str, mixed: str) -> None:
+    """Let the graph's output `name` be the mixed tensor, under its own name."""
+    inner = name + "//float"
+    for node in graph.node:
+        node.input[:] = [inner if n == name else n for n in node.input]
+        node.output[:] = [inner if n == name else name if n == mixed else n for n in node.output]
+        node.input[:] = [name if n == mixed else n for n in node.input]
+
+
+def integer_needs(
+    graph: Index, plan: Placement, group_of: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
+    """Root → the groups that must all be integer for its pair to be there.
+
+    A tensor that an integer layer with weights reads or makes needs that layer's group; what lies
+    between (additions, pools, activations) needs the groups of all layers it is computed from.
+    """
+    weighted = {
+        n.name: group_of[plan.weights[n.name]]
+        for n in graph.graph.node
+        if n.name in plan.weights and plan.weights[n.name] in group_of
+    }
+    needs: dict[str, frozenset[str]] = {}
+    above: dict[str, frozenset[str]] = {}
+    for node in graph.graph.node:
+        if node.name in weighted:
+            made = frozenset({weighted[node.name]})
+        else:
+            reads = (above.get(name, frozenset()) for name in node.input)
+            made = frozenset().union(*reads)
+        for name in node.output:
+            above[name] = made
+            if plan.roots.get(name) == name and name in plan.made_here:
+                needs[name] = made
+    for node in graph.graph.node:
+        root = plan.roots.get(node.input[0]) if node.name in weighted else None
+        if root is not None and root not in needs:
+            needs[root] = frozenset({weighted[node.name]})
+    return needs

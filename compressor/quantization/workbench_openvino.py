@@ -1,0 +1,178 @@
+"""Precisions tried on an OpenVINO model: a variant is a clone of the INT8 one with layers undone.
+
+NNCF quantizes the whole model once. In a clone, a layer that is to stay float reads its float
+weight again and its input past the FakeQuantize; the engine's own transformations then run as in
+the artifact that ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compressor.quantization.calibration import batches
+from compressor.quantization.keep import kept
+from compressor.quantization.openvino_biases import (
+    add_to_outputs,
+    correctable,
+    lost_mean,
+    mean_inputs,
+)
+from compressor.quantization.openvino_ir import read_ir
+from compressor.quantization.openvino_names import named
+from compressor.quantization.openvino_storage import _round as round_weight
+from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
+from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Group, Outputs
+from compressor.quantization.substeps import run_steps
+from compressor.quantization.workbench_onnx import LEAST, stored_bytes
+from exporters.base import Env
+from runtimes.types import Artifact
+
+_INTEGER = frozenset({"int8", "int8-w4"})
+
+
+class OpenVinoBench:
+    """The workbench of an `openvino` artifact (an IR in float32)."""
+
+    def __init__(self, source: Artifact, env: Env, samples: int, method: str = "minmax") -> None:
+        self._source, self._env, self._method = source, env, method
+        self.model = read_ir(source.path)
+        stay = {n.removesuffix("/WithoutBiases") for n in kept(named(self.model), env.context.keep)}
+        self.weights = {w.name: w for w in find_weights(self.model, LEAST) if w.name not in stay}
+        self._readers = {name: _readers(w.top) for name, w in self.weights.items()}
+        self.groups = tuple(self._group(w) for w in self.weights.values())
+        data = env.data.get("selection", env.data["calibration"])
+        self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds")))
+        self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+        self._int8: Any = None
+        self._means: dict[str, Any] | None = None
+
+    def _group(self, weight: Weight) -> Group:
+        readers = self._readers[weight.name]
+        layers = tuple(r.removesuffix("/WithoutBiases") for r, _, _ in readers)
+        kinds = {kind for _, kind, _ in readers}
+        options = OPTIONS if kinds and kinds <= WEIGHTED_TYPES else STORED
+        op = readers[0][1] if readers else "Gather"
+        return Group(weight.name, op, layers, int(weight.values.size), options)
+
+    def size_bytes(self, group: Group, option: str) -> int:
+        """Stored bytes of the group's weight in that option, scales included."""
+        weight = self.weights[group.name]
+        shape = weight.values.shape
+        channels = shape[0] * shape[1] if weight.grouped else shape[weight.axis]
+        return stored_bytes(group.elements, 4 * int(channels), option)
+
+    def outputs(self, assign: Mapping[str, str]) -> Outputs:
+        """Outputs on the search samples with groups (by name) in these options, the rest float."""
+        integer = {g for g, option in assign.items() if option in _INTEGER}
+        model = (self._quantized() if integer else self.model).clone()
+        ops = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+        lost: dict[Any, Any] = {}
+        for name, weight in self.weights.items():
+            option = assign.get(name, FLOAT)
+            if option == FLOAT and not integer:
+                continue
+            self._set(ops, weight, option, lost)
+        if integer:
+            self._bypass(model, integer)
+        if lost:
+            add_to_outputs(lost)
+        return self._run(model)
+
+    def _quantized(self) -> Any:
+        if self._int8 is None:
+            spec = ("quantize_static", {"method": self._method})
+            made = run_steps(self._source, [spec], self._env, "workbench")
+            self._int8 = read_ir(made.path)
+        return self._int8
+
+    def _set(
+        self, ops: Mapping[str, Any], weight: Weight, option: str, lost: dict[Any, Any]
+    ) -> None:
+        """Let the weight's layers read what it becomes in `option`."""
+        from openvino import opset13
+
+        if option == "int8":
+            return  # as NNCF left it
+        values = _rounded(weight, option)
+        constant = opset13.constant(np.ascontiguousarray(values, np.float32))
+        for name, _, port in self._readers[weight.name]:
+            layer = ops[name]
+            layer.input(port).replace_source_output(constant.output(0))
+            mean = self._mean(name) if option in {"w8", "w4", "int8-w4"} else None
+            if mean is not None:
+                lost[layer] = lost_mean(layer, weight.values - values, mean)
+
+    def _mean(self, layer: str) -> Any:
+        """Mean of the layer's input channels, where its bias can take a correction."""
+        if self._means is None:
+            names = [
+                op.get_friendly_name() for w in self.weights.values() for op in correctable(w.top)
+            ]
+            bounds = self._source.facts.get("bounds")
+            data = self._env.data["calibration"]
+            feeds = batches(data, self._source.inputs, 300, bounds)
+            self._means = mean_inputs(self.model, names, feeds) if names else {}
+        return self._means.get(layer)
+
+    def _bypass(self, model: Any, integer: set[str]) -> None:
+        """Take out the FakeQuantize in front of what stays float."""
+        group_of = {r: g for g, readers in self._readers.items() for r, _, _ in readers}
+        above: dict[str, frozenset[str]] = {}
+        for op in model.get_ordered_ops():
+            name = op.get_friendly_name()
+            group = group_of.get(name)
+            reads = (
+                above.get(v.get_node().get_friendly_name(), frozenset()) for v in op.input_values()
+            )
+            needs = frozenset({group}) if group else frozenset().union(*reads)
+            above[name] = needs
+            if op.get_type_name() == "FakeQuantize" or (needs and needs <= integer):
+                continue
+            for port in op.inputs():
+                made = port.get_source_output().get_node()
+                if made.get_type_name() == "FakeQuantize" and not _of_weight(made):
+                    port.replace_source_output(made.input_value(0))
+
+    def _run(self, model: Any) -> Outputs:
+        import openvino as ov
+
+        config = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": self._env.context.threads,
+        }
+        compiled = ov.Core().compile_model(model, "CPU", config)
+        names = [spec.name for spec in self._source.outputs]
+        found = []
+        for feeds in self._feeds:
+            results = compiled(dict(feeds)).to_tuple()
+            found.append(dict(zip(names, (np.array(r) for r in results), strict=False)))
+        return found
+
+
+def _readers(top: Any) -> list[tuple[str, str, int]]:
+    """Name, type and port of every layer that reads a weight, seen through reshapes."""
+    found, waiting = [], list(top.output(0).get_target_inputs())
+    while waiting:
+        port = waiting.pop(0)
+        node = port.get_node()
+        if node.get_type_name() in {"Reshape", "Convert", "Transpose"}:
+            waiting += node.output(0).get_target_inputs()
+        else:
+            found.append((node.get_friendly_name(), node.get_type_name(), port.get_index()))
+    return sorted(found)
+
+
+def _of_weight(fake: Any) -> bool:
+    return bool(fake.input_value(0).get_node().get_type_name() == "Constant")
+
+
+def _rounded(weight: Weight, option: str) -> Any:
+    if option == FLOAT:
+        return weight.values
+    if option == "half":
+        return weight.values.astype(np.float16).astype(np.float32)
+    integers, scale = round_weight(weight, 8 if option == "w8" else 4)
+    return integers * scale
