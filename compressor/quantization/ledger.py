@@ -13,9 +13,16 @@ from compressor.result import LedgerRow
 from runtimes.types import Artifact
 
 _SMALL = 2  # rank below which a constant is a bias or a scale, not a weight
-_SCALE_READERS = {"QuantizeLinear": (1,), "DequantizeLinear": (1,)}
-_ZERO_READERS = {"QuantizeLinear": (2,), "DequantizeLinear": (2,)}
+_SCALE_READERS = {
+    "QuantizeLinear": (1,), "DequantizeLinear": (1,), "DynamicQuantizeLSTM": (8, 10),
+    "DynamicQuantizeMatMul": (2,), "MatMulIntegerToFloat": (2, 3),
+}  # fmt: skip
+_ZERO_READERS = {
+    "QuantizeLinear": (2,), "DequantizeLinear": (2,), "DynamicQuantizeLSTM": (9, 11),
+    "DynamicQuantizeMatMul": (3,), "MatMulIntegerToFloat": (4, 5), "MatMulInteger": (2, 3),
+}  # fmt: skip
 _BIAS_READERS = {
+    "DynamicQuantizeLSTM": (3, 7), "DynamicQuantizeMatMul": (4,), "MatMulIntegerToFloat": (6,),
     "Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "GRU": (3,), "LSTM": (3,), "RNN": (3,),
     "LayerNormalization": (2,), "BatchNormalization": (2,),
 }  # fmt: skip

@@ -79,16 +79,18 @@ def _types(model: Any) -> tuple[dict[str, int], set[str]]:
 
 
 class Names:
-    """Short names that no tensor or node of the graph has yet.
+    """Short names that no tensor or node of the graphs has yet.
 
     They are counted, so the same graph always gets the same ones; every byte of a helper's name is
     paid two or three times over in the file.
     """
 
-    def __init__(self, graph: Any) -> None:
-        self._taken = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-        self._taken |= {v.name for v in graph.output} | {node.name for node in graph.node}
-        self._taken |= {name for node in graph.node for name in [*node.input, *node.output]}
+    def __init__(self, *graphs: Any) -> None:
+        self._taken: set[str] = set()
+        for graph in graphs:
+            self._taken |= {t.name for t in graph.initializer} | {v.name for v in graph.input}
+            self._taken |= {v.name for v in graph.output} | {node.name for node in graph.node}
+            self._taken |= {name for node in graph.node for name in [*node.input, *node.output]}
 
     def new(self, wanted: str) -> str:
         """`wanted`, or the first of `wanted_1`, `wanted_2`, … that is free; it is taken then."""

@@ -34,6 +34,7 @@ PREFERRED = ("onnx", "module", "onnxruntime", "openvino")
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}},
     "recover": {"epochs": 8},
+    "quantize_dynamic": {"least": 1},
 }
 BEFORE: dict[str, tuple[str, ...]] = {"recover": ("prune_channels",)}
 MAKES = {"openvino": ("to_openvino",), "onnxruntime": ("to_onnxruntime",)}

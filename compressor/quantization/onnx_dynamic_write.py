@@ -1,0 +1,306 @@
+"""Writes ONNX Runtime's dynamic INT8 kernels into a graph, with weights in 8 or 4 bits.
+
+An LSTM's weights lie as [directions, inputs, 4·hidden] with one scale per direction and gate
+output, a product's as [inputs, outputs] with one per output. In 4 bits: INT4 → `Cast`(INT8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressor.quantization.calibration import batches, calibrate
+from compressor.quantization.onnx_index import Names, take_over_names
+from compressor.quantization.onnx_weights import (
+    attribute,
+    dequantize,
+    int4_tensor,
+    noise_share,
+    quantize_int4,
+    quantize_int8,
+)
+from compressor.quantization.storage import Tensor, keep_in_8_bits
+from exporters._onnx_graph import drop_dead_weights, graphs
+from exporters._onnx_graph import replace as replace_items
+from exporters.base import Env
+from runtimes.base import Feeds
+from runtimes.types import TensorSpec
+
+if TYPE_CHECKING:
+    from compressor.quantization.onnx_dynamic import Layer
+
+MICROSOFT = "com.microsoft"
+
+
+class Rounded:
+    """A weight as rows of one output each ([outputs, inputs]), rounded to 8 or 4 bits."""
+
+    def __init__(self, rows: Any, limit: int) -> None:
+        self.rows, self.limit = rows, limit
+        self.bits = 0
+        self.integers: Any = None
+        self.scale: Any = None
+
+    def round(self, bits: int) -> None:
+        """Choose integers and scales."""
+        self.bits = bits
+        self.integers, self.scale = (
+            quantize_int4(self.rows, 0) if bits == 4 else quantize_int8(self.rows, 0, self.limit)
+        )
+
+    @property
+    def error(self) -> Any:
+        """The weight minus what it was rounded to."""
+        return self.rows - dequantize(self.integers, self.scale, 0)
+
+    @property
+    def noise(self) -> float:
+        """Power of the rounding error over that of the weight."""
+        return noise_share(self.rows, self.integers, self.scale, 0)
+
+
+def write(
+    model: Any,
+    layers: Sequence[Layer],
+    options: Any,
+    env: Env,
+    limit: int,
+    inputs: Sequence[TensorSpec],
+) -> dict[str, int]:
+    """Change `model` in place so that `layers` run in dynamic INT8; returns weight → stored bits.
+
+    Args:
+        model: the `onnx.ModelProto` the layers belong to.
+        layers: what to change.
+        options: `store`, `share`, `bias_correction`, `samples` of `quantize_dynamic.Options`.
+        env: for calibration data.
+        limit: largest magnitude of an 8-bit weight.
+        inputs: the model's.
+    """
+    rounded = {
+        (layer.node.name, port): Rounded(_rows(layer, tensor), limit)
+        for layer in layers
+        for port, tensor in layer.weights.items()
+    }
+    _round(layers, rounded, options)
+    data = env.data.get("calibration") if options.bias_correction else None
+    means: Mapping[str, tuple[Any, Any]] = {}
+    if data is not None:
+        feeds = lambda: batches(data, inputs, options.samples)  # noqa: E731
+        means = _means(model, layers, feeds, env.context.threads)
+    _Writer(model, rounded, means).write(layers)
+    return {
+        tensor.name: rounded[layer.node.name, port].bits
+        for layer in layers
+        for port, tensor in layer.weights.items()
+    }
+
+
+def _rows(layer: Layer, tensor: Any) -> Any:
+    """A weight with one row an output: directions of an LSTM one below the other."""
+    import onnx
+
+    values = onnx.numpy_helper.to_array(tensor)
+    if layer.node.op_type == "LSTM":
+        return values.reshape(-1, values.shape[-1])
+    transposed = layer.node.op_type == "Gemm" and attribute(layer.node, "transB", 0)
+    return np.ascontiguousarray(values if transposed else values.T)
+
+
+def _round(layers: Sequence[Layer], rounded: Mapping[Any, Rounded], options: Any) -> None:
+    for weight in rounded.values():
+        weight.round(options.store)
+    if options.store == 8:
+        return
+    tensors = {
+        tensor.name: rounded[layer.node.name, port]
+        for layer in layers
+        for port, tensor in layer.weights.items()
+    }
+    stay = keep_in_8_bits(
+        [Tensor(name, w.rows.size, w.noise) for name, w in tensors.items()], options.share
+    )
+    for layer in layers:
+        for port, tensor in layer.weights.items():
+            if tensor.name in stay:
+                rounded[layer.node.name, port].round(8)
+
+
+def _means(
+    model: Any, layers: Sequence[Layer], feeds: Callable[[], Iterator[Feeds]], threads: int
+) -> dict[str, tuple[Any, Any]]:
+    """Node → mean of each of its inputs, and for an LSTM of each state of each direction."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    taken, ranks = {layer.node.name for layer in layers}, _ranks(model)
+    names = Names(*graphs(copy.graph))
+    axes: dict[str, tuple[int, ...]] = {}
+    read: dict[str, tuple[str, str]] = {}
+    for node in copy.graph.node:
+        if node.name not in taken:
+            continue
+        if node.op_type == "LSTM":
+            if not node.output[0]:
+                node.output[0] = names.new("y")
+            axes[node.input[0]], axes[node.output[0]] = (0, 1), (0, 2)
+            read[node.name] = node.input[0], node.output[0]
+        elif ranks.get(node.input[0], 0) > 1:
+            axes[node.input[0]] = tuple(range(ranks[node.input[0]] - 1))
+            read[node.name] = node.input[0], ""
+    found = calibrate(copy, [], axes, feeds, threads=threads).means
+    return {name: (found.get(x), found.get(h)) for name, (x, h) in read.items()}
+
+
+def _ranks(model: Any) -> dict[str, int]:
+    from compressor.quantization.onnx_index import index
+
+    return index(model).ranks
+
+
+class _Writer:
+    def __init__(
+        self, model: Any, rounded: Mapping[Any, Rounded], means: Mapping[str, tuple[Any, Any]]
+    ) -> None:
+        self.model, self.rounded, self.means = model, rounded, means
+        self.names = Names(*graphs(model.graph))
+        self.shared: dict[tuple[int, bytes], str] = {}
+        self.stored: dict[tuple[int, str, bytes], str] = {}
+        self.replaced: dict[str, str] = {}
+
+    def write(self, layers: Sequence[Layer]) -> None:
+        """Change the graphs, the innermost first: changing one copies what it holds."""
+        import onnx
+
+        by_graph: dict[int, list[Layer]] = {}
+        for layer in layers:
+            by_graph.setdefault(id(layer.graph), []).append(layer)
+        for own in reversed(list(by_graph.values())):
+            self._graph(own[0].graph, own)
+        for graph in reversed(list(graphs(self.model.graph))):
+            drop_dead_weights(graph)
+            take_over_names(graph, self.replaced)
+        if not any(entry.domain == MICROSOFT for entry in self.model.opset_import):
+            self.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+        least = onnx.helper.find_min_ir_version_for(self.model.opset_import, True)
+        self.model.ir_version = max(self.model.ir_version, least)
+
+    def _graph(self, graph: Any, layers: Sequence[Layer]) -> None:
+        taken = {layer.node.name: layer for layer in layers}
+        gone = {layer.absorbed.name for layer in layers if layer.absorbed is not None}
+        nodes = []
+        for node in graph.node:
+            if node.name in gone:
+                continue
+            if node.name in taken:
+                layer = taken[node.name]
+                change = self._lstm if node.op_type == "LSTM" else self._product
+                nodes += change(graph, layer)
+            nodes.append(node)
+        replace_items(graph.node, nodes)
+
+    def _value(self, graph: Any, wanted: str, array: Any) -> str:
+        """Name of an initializer of `graph` that holds `array`; equal ones share one."""
+        import onnx
+
+        key = id(graph), f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        if key not in self.shared:
+            self.shared[key] = self.names.new(wanted)
+            made = onnx.numpy_helper.from_array(array, self.shared[key])
+            graph.initializer.append(made)
+        return self.shared[key]
+
+    def _weight(
+        self, graph: Any, old: str, weight: Rounded, integers: Any
+    ) -> tuple[list[Any], str]:
+        """Nodes that make the INT8 weight, and its name; layers that share one share it here."""
+        import onnx
+
+        key = id(graph), old, integers.tobytes()
+        if key in self.stored:
+            return [], self.stored[key]
+        name = self.names.new(old)
+        self.replaced[name] = old
+        if weight.bits == 8:
+            graph.initializer.append(onnx.numpy_helper.from_array(integers, name))
+            self.stored[key] = name
+            return [], name
+        graph.initializer.append(int4_tensor(integers, name))
+        self.stored[key] = made = self.names.new("w")
+        return [onnx.helper.make_node("Cast", [name], [made], to=onnx.TensorProto.INT8)], made
+
+    def _lstm(self, graph: Any, layer: Layer) -> list[Any]:
+        import onnx
+
+        node, before = layer.node, []
+        directions = layer.weights[1].dims[0]
+        tail: list[str] = []
+        made = {}
+        for port, tensor in layer.weights.items():
+            weight = self.rounded[node.name, port]
+            shaped = weight.integers.reshape(directions, -1, weight.rows.shape[1])
+            integers = np.ascontiguousarray(shaped.transpose(0, 2, 1))
+            nodes, made[port] = self._weight(graph, tensor.name, weight, integers)
+            before += nodes
+            scale = weight.scale.reshape(directions, -1)
+            tail.append(self._value(graph, "ws", scale))
+            tail.append(self._value(graph, "wz", np.zeros(scale.shape, np.int8)))
+        bias = self._lstm_bias(layer, directions)
+        rest = [*node.input[3:8], *[""] * (8 - len(node.input))]
+        if bias is not None:
+            old = layer.bias.name if layer.bias is not None else "b"
+            rest[0] = self.names.new(old)
+            self.replaced[rest[0]] = old
+            graph.initializer.append(onnx.numpy_helper.from_array(bias, rest[0]))
+        node.input[:] = [node.input[0], made[1], made[2], *rest[:5], *tail]
+        node.op_type, node.domain = "DynamicQuantizeLSTM", MICROSOFT
+        replace_items(node.attribute, [a for a in node.attribute if a.name != "layout"])
+        return before
+
+    def _lstm_bias(self, layer: Layer, directions: int) -> Any | None:
+        """The bias that makes up for what rounding takes from the mean of each gate's input."""
+        import onnx
+
+        node = layer.node
+        x, h = self.means.get(node.name, (None, None))
+        if x is None:
+            return None
+        outputs = self.rounded[node.name, 1].rows.shape[0] // directions
+        bias = (
+            np.zeros((directions, 2, outputs))
+            if layer.bias is None
+            else onnx.numpy_helper.to_array(layer.bias).reshape(directions, 2, outputs).astype("f8")
+        ).copy()
+        bias[:, 0] += (self.rounded[node.name, 1].error @ x).reshape(directions, outputs)
+        if h is not None:
+            error = self.rounded[node.name, 2].error.reshape(directions, outputs, -1)
+            bias[:, 1] += np.einsum("doh,dh->do", error, h)
+        return bias.reshape(directions, -1).astype(np.float32)
+
+    def _product(self, graph: Any, layer: Layer) -> list[Any]:
+        import onnx
+
+        node, weight = layer.node, self.rounded[layer.node.name, 1]
+        tensor = layer.weights[1]
+        integers = np.ascontiguousarray(weight.integers.T)
+        before, made = self._weight(graph, tensor.name, weight, integers)
+        inputs = [node.input[0], made, self._value(graph, "ws", weight.scale)]
+        bias = None if layer.bias is None else onnx.numpy_helper.to_array(layer.bias).reshape(-1)
+        mean, _ = self.means.get(node.name, (None, None))
+        if mean is not None:
+            lost = weight.error @ mean
+            bias = (lost if bias is None else bias + lost).astype(np.float32)
+        if bias is not None:
+            old = layer.bias.name if layer.bias is not None else "b"
+            name = self._value(graph, self.names.new(old), bias)
+            self.replaced.setdefault(name, old)
+            inputs += ["", name]
+        if layer.absorbed is not None:
+            node.output[:] = layer.absorbed.output
+        node.input[:] = inputs
+        node.op_type, node.domain = "DynamicQuantizeMatMul", MICROSOFT
+        del node.attribute[:]
+        return before

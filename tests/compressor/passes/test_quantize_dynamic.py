@@ -1,0 +1,247 @@
+"""Dynamic INT8: the kernels ONNX Runtime executes, their bytes, and outputs that stay close."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from compressor.quantization.ledger import ledger
+from compressor.quantization.precision import fallbacks, layer_table
+from exporters.base import Keep
+from runtimes.base import load_runtime
+from runtimes.errors import Unsupported, UsageError
+from tests import models
+from tests.compressor.quantization.helpers import (
+    apply,
+    executed,
+    feeds_for,
+    prepared,
+    refused,
+    sqnr_db,
+)
+from tests.contract import subjects
+from tests.net import Net
+
+STORES = pytest.mark.parametrize(("store", "least_db"), [(8, 34), (4, 17)])
+
+
+def lstm_net(**changes):
+    """An LSTM with everything the operator offers, as `changes` say, and a head on its outputs."""
+    hidden, features = 24, 20
+    both = changes.pop("both", False)
+    given = set(changes.pop("given", ()))
+    net, d = Net(0), 2 if both else 1
+
+    def values(name, *shape):
+        return net.constant(name, net.rng.uniform(-0.3, 0.3, shape))
+
+    w, r = values("W", d, 4 * hidden, features), values("R", d, 4 * hidden, hidden)
+    batch = 3
+    optional = [
+        values("B", d, 8 * hidden) if "bias" in given else "",
+        net.constant("lengths", [9, 4, 7], np.int32) if "lengths" in given else "",
+        values("h0", d, batch, hidden) if "state" in given else "",
+        values("c0", d, batch, hidden) if "state" in given else "",
+        values("P", d, 3 * hidden) if "peepholes" in given else "",
+    ]
+    while optional and not optional[-1]:
+        optional.pop()
+    if both:
+        changes["direction"] = "bidirectional"
+    net.op("LSTM", "x", w, r, *optional, name="lstm", outputs=3, hidden_size=hidden, **changes)
+    shapes = {"x": [9, batch, features]}
+    return net.model(
+        shapes,
+        {
+            "y": ("lstm.out", [9, d, batch, hidden]),
+            "y_h": ("lstm.out1", [d, batch, hidden]),
+            "y_c": ("lstm.out2", [d, batch, hidden]),
+        },
+    )
+
+
+VARIANTS = {
+    "bare": {},
+    "bias": {"given": ["bias"]},
+    "everything": {"given": ["bias", "lengths", "state", "peepholes"]},
+    "both ways": {"both": True, "given": ["bias", "state"]},
+    "both ways, lengths": {"both": True, "given": ["bias", "lengths"]},
+    "backwards": {"direction": "reverse", "given": ["bias"]},
+    "clipped": {"clip": 0.4, "given": ["bias"]},
+    "coupled": {"input_forget": 1, "given": ["bias"]},
+    "other activations": {"activations": ["Sigmoid", "Tanh", "Relu"], "given": ["bias"]},
+}
+
+
+def artifact_of(tmp_path, monkeypatch, build):
+    monkeypatch.setitem(models.ALL, "own", build)
+    return prepared(tmp_path, "own")
+
+
+@STORES
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_of_an_lstm(name, store, least_db, tmp_path, monkeypatch):
+    given = artifact_of(tmp_path, monkeypatch, lambda: lstm_net(**VARIANTS[name]))
+    made = apply(
+        tmp_path, given, "quantize_dynamic", store=store, least=1, share=1.0, calibrated=False
+    )
+    assert executed_fixed(made)["DynamicQuantizeLSTM"] == 1
+    assert fixed_sqnr(given, made) >= least_db
+    size = 4 * 24 * (20 + 24) * (2 if VARIANTS[name].get("both") else 1)
+    rows = {row.kind: row.size_bytes for row in ledger(made)}
+    assert rows[f"weights int{store}"] == size * store // 8
+
+
+def fixed_feeds():
+    return {"x": np.random.default_rng(3).normal(size=(9, 3, 20)).astype(np.float32)}
+
+
+def executed_fixed(artifact):
+    engine = load_runtime("onnxruntime")
+    layers = engine.layer_precisions(artifact, feeds=fixed_feeds())
+    ops = [layer.op for layer in layers]
+    return {op: ops.count(op) for op in ops}
+
+
+def fixed_sqnr(want, got):
+    engine = load_runtime("onnxruntime")
+    with engine.open_session(want) as a, engine.open_session(got) as b:
+        first, second = a.run(fixed_feeds()), b.run(fixed_feeds())
+    signal = sum(float((x**2).sum()) for x in first.values())
+    noise = sum(float(((second[name] - x) ** 2).sum()) for name, x in first.items())
+    return 10 * np.log10(signal / noise)
+
+
+@STORES
+def test_products_take_their_biases_along(store, least_db, tmp_path):
+    """Gemm with bias, MatMul with and without an Add behind it: one kernel each."""
+    given = prepared(tmp_path, "transformer_block")
+    made = apply(tmp_path, given, "quantize_dynamic", store=store, least=1, share=1.0)
+    assert executed(made)["DynamicQuantizeMatMul"] == 7  # attention's own two products stay float
+    assert sqnr_db(given, made) >= least_db
+
+
+def test_weights_under_an_if_are_found(tmp_path):
+    given = prepared(tmp_path, "if_subgraph")
+    made = apply(tmp_path, given, "quantize_dynamic", store=4, least=1, share=1.0)
+    assert made.size_bytes < 0.2 * given.size_bytes
+    assert sqnr_db(given, made) > 15
+
+
+def test_a_shared_weight_is_stored_once(tmp_path):
+    given = prepared(tmp_path, "shared_weight")
+    made = apply(tmp_path, given, "quantize_dynamic", least=1, calibrated=False)
+    held = [t for t in onnx.load(str(made.path)).graph.initializer if list(t.dims) == [32, 32]]
+    assert len(held) == 1
+    assert executed(made)["DynamicQuantizeMatMul"] == 3
+
+
+@pytest.mark.parametrize("store", [8, 4])
+def test_the_table_shows_int8_under_the_layer_s_own_name(store, tmp_path):
+    given = prepared(tmp_path, "lstm")
+    made = apply(tmp_path, given, "quantize_dynamic", store=store, least=1)
+    engine = load_runtime("onnxruntime")
+    rows = layer_table(made, engine.layer_precisions(made, feeds=feeds_for(made)))
+    row = next(row for row in rows if row.layer == "rnn")
+    assert (row.requested, row.achieved, row.op) == ("int8", "int8", "DynamicQuantizeLSTM")
+    assert row.weight_bytes > 0
+    assert row.time_ns
+    assert not fallbacks(rows)
+
+
+def test_what_static_quantization_left_is_taken_and_the_rest_stays(tmp_path, monkeypatch):
+    """A convolution before an LSTM: static INT8 there, dynamic here, 4 bits for both."""
+    given = artifact_of(tmp_path, monkeypatch, conv_lstm)
+    made = apply(tmp_path, given, "quantize_static")
+    made = apply(tmp_path, made, "quantize_dynamic", least=1, store=4)
+    made = apply(tmp_path, made, "quantize_weights")
+    ran = executed(made)
+    assert ran["QLinearConv"] == 2
+    assert ran["DynamicQuantizeLSTM"] == 1
+    assert not {"LSTM", "Conv"} & set(ran)
+    asked = {row["layer"]: row["requested"] for row in made.facts["requested"]}
+    assert asked["conv1"] == asked["rnn"] == "int8"
+    assert sum(row["layer"] == "rnn" for row in made.facts["requested"]) == 1
+    assert made.size_bytes < 0.25 * given.size_bytes
+    assert sqnr_db(given, made) > 14
+
+
+def conv_lstm():
+    net = Net(0)
+    x = net.op("Relu", net.conv("image", "conv1", (16, 1, 3, 3), strides=[2, 2]), name="relu1")
+    x = net.op("Relu", net.conv(x, "conv2", (16, 16, 3, 3), strides=[2, 2]), name="relu2")
+    x = net.op("Transpose", x, name="columns", perm=[3, 0, 1, 2])
+    x = net.op("Reshape", x, net.constant("flat", [0, 0, -1], np.int64), name="features")
+    w = net.constant("rnn.W", net.rng.uniform(-0.2, 0.2, (1, 128, 112)))
+    r = net.constant("rnn.R", net.rng.uniform(-0.2, 0.2, (1, 128, 32)))
+    b = net.constant("rnn.B", net.rng.uniform(-0.1, 0.1, (1, 256)))
+    net.op("LSTM", x, w, r, b, name="rnn", outputs=2, hidden_size=32)
+    x = net.op("Squeeze", "rnn.out1", net.constant("axis", [0], np.int64), name="last")
+    return net.classifier(net.gemm(x, "head", 32, 10), image=["batch", 1, 28, 28])
+
+
+@pytest.mark.parametrize("model", ["lstm", "transformer_block"])
+def test_biases_make_up_for_the_rounding(model, tmp_path):
+    given = prepared(tmp_path, model)
+    options = {"store": 4, "least": 1, "share": 1.0}
+    with_ = apply(tmp_path / "a", given, "quantize_dynamic", **options)
+    without = apply(tmp_path / "b", given, "quantize_dynamic", calibrated=False, **options)
+    assert sqnr_db(given, with_) > sqnr_db(given, without)
+
+
+def test_kept_and_excluded_layers_stay(tmp_path):
+    given = prepared(tmp_path, "lstm")
+    kept = apply(tmp_path, given, "quantize_dynamic", keep=Keep(float=("rnn",)), least=1)
+    assert executed(kept)["LSTM"] == 1
+    reasons = {row["layer"]: row["reason"] for row in kept.facts["requested"]}
+    assert "rnn" not in reasons
+    other = apply(tmp_path / "b", given, "quantize_dynamic", exclude=("head",), least=1)
+    assert executed(other)["DynamicQuantizeLSTM"] == 1
+    assert executed(other)["Gemm"] == 1
+
+
+def test_small_layers_are_left_with_the_reason(tmp_path):
+    found = refused(prepared(tmp_path, "lstm"), "quantize_dynamic")
+    assert found[0].where == "model"
+    assert "too few" in next(r.why for r in found if r.where == "rnn")
+
+
+def test_gru_is_refused_and_an_unknown_kind_is_named(tmp_path):
+    given = prepared(tmp_path, "gru")
+    (reason,) = refused(given, "quantize_dynamic", ops=["LSTM"])
+    assert "quantize_weights" in reason.fix
+    with pytest.raises(UsageError, match="no dynamic kernel for GRU"):
+        refused(given, "quantize_dynamic", ops=["GRU"])
+
+
+def test_other_engines_do_not_get_onnx_runtime_s_operators(tmp_path):
+    from compressor.steps import load_step, parse_options
+    from exporters.base import StepSpec
+
+    given = subjects.source(tmp_path, "onnx", "lstm")
+    step, context = load_step("quantize_dynamic"), subjects.context("x", "openvino")
+    options = parse_options(StepSpec("quantize_dynamic", {"least": 1}), "x")
+    (reason,) = step.refusals(given, options, dataclasses.replace(context, target="openvino"))
+    assert "openvino does not have" in reason.why
+
+
+def test_twice_is_refused(tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, "lstm"), "quantize_dynamic", least=1)
+    with pytest.raises(Unsupported, match="nothing to run in dynamic INT8"):
+        apply(tmp_path, made, "quantize_dynamic", least=1)
+
+
+def test_batch_first_lstms_stay_float():
+    from compressor.passes.quantize_dynamic import Options
+    from compressor.quantization.onnx_dynamic import choose
+    from exporters.base import Context
+
+    model = lstm_net()
+    model.graph.node[0].attribute.append(helper.make_attribute("layout", 1))
+    chosen, reasons = choose(model, Options(least=1), Context())
+    assert not chosen
+    assert "batch-first" in reasons["lstm"]
