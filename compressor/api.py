@@ -18,6 +18,7 @@ from compressor.recipe import Recipe, load_recipe, recipe_folder
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult, Timing
 from compressor.run import STEP_THREADS, Request, execute
 from compressor.sources import SourceSpec, source_kind
+from compressor.stateful import RecurrentState
 from compressor.store import Store
 from exporters.base import Context, Samples
 from runtimes.errors import GateFailed, Inconclusive
@@ -170,7 +171,8 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
         fmt = {"factory": "module", "instance": "module"}.get(kind := source_kind(spec), kind)
         if fmt != "onnx" and not deep:
             inputs = named_inputs(spec)
-            sets = open_data_sets(recipe.data, inputs, base_dir) if inputs else {}
+            state = RecurrentState(recipe.model.state, inputs) if recipe.model.state else None
+            sets = open_data_sets(recipe.data, inputs, base_dir, state) if inputs else {}
             evaluation = sets.pop("evaluation", None)
             metric = _metric(recipe, base_dir, evaluation)
             known = "evaluation" in recipe.data if not inputs else _judges(metric)

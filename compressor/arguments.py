@@ -23,6 +23,8 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-relative-drop", type=share, metavar="X", help="largest relative drop (0.01 or 1%%)")
     add("--gate", action="append", default=[], metavar="G", help="speedup@1>=2, size<=3MB, …")
     add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
+    text = "recurrent state of a model that takes one step a call; repeatable"
+    add("--state", action="append", default=[], metavar="IN=OUT", help=text)
     add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
     add("--device", help="the engine's device, for every target named")
     add("--seed", type=int, help="seed of every random choice")

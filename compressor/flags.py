@@ -37,10 +37,21 @@ def recipe_from_flags(args: argparse.Namespace) -> tuple[Recipe, Path]:
             raise UsageError(
                 "no target named", where="--target", fix="add --target onnxruntime (or openvino, …)"
             )
+    recipe = _with_state(recipe, args.state)
     recipe = with_targets(recipe, args.target)
     recipe = replace(recipe, data={**recipe.data, **_data(args)})
     recipe = _judged_by(recipe, args)
     return _measured(_shaped(recipe, args), args), base
+
+
+def _with_state(recipe: Recipe, pairs: list[str]) -> Recipe:
+    state = dict(recipe.model.state)
+    for text in pairs:
+        source, sep, result = text.partition("=")
+        if not (source and sep and result):
+            raise UsageError("not a state", where=f"--state {text}", expected="h_in=h_out")
+        state[source] = result
+    return replace(recipe, model=replace(recipe.model, state=state)) if pairs else recipe
 
 
 def _absolute(text: str) -> str:

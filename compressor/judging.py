@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from compressor.bench import BenchPlan, BenchResult, Variant, bench
+from compressor.drift import drift
 from compressor.env import Progress
 from compressor.metrics import Metric
 from compressor.recipe import MeasureSpec
-from compressor.result import Comparison, LayerRow, Score, Timing
+from compressor.result import Comparison, Drift, LayerRow, Score, Timing
+from compressor.stateful import RecurrentState, over_sequences
 from compressor.store import Store, key_of
 from compressor.validate import Evaluation, compare, evaluate
 from exporters.base import Samples, batch_range, example_feeds
@@ -49,6 +51,7 @@ class Judge:
     timing_data: Samples | None
     samples_dir: Path
     base: Evaluation | None = None
+    original: Artifact | None = None
     scored: list[tuple[str, bool]] = field(default_factory=list)
 
     def score(self, artifact: Artifact, runtime: str, device: str, title: str) -> Evaluation | None:
@@ -65,6 +68,8 @@ class Judge:
             "device": device,
             "isa": facts()["isa"],
         }
+        if state := artifact.facts.get("state"):
+            parts["state"] = dict(state)
         key = key_of(parts)
         self.progress.begin(f"{title}: score")
         kept = self.store.scores(key)
@@ -85,16 +90,19 @@ class Judge:
 
     def score_original(self, onnx: Artifact) -> Evaluation | None:
         """The original's outcomes, through ONNX Runtime, which every installation has."""
+        self.original = onnx
         return self.score(onnx, REFERENCE_ENGINE, "CPU", "original")
 
     def _evaluate(self, artifact: Artifact, engine: Any, device: str) -> Evaluation:
         assert self.metric is not None
         done, total = 0, len(self.samples) if self.samples is not None else 0
+        state = RecurrentState.of(artifact) if self.evaluator is None else None
         with engine.open_session(artifact, threads=self.threads, device=device) as session:
+            once = session.run if state is None else over_sequences(session.run, state)
 
             def run(feeds: Feeds) -> Outputs:
                 nonlocal done
-                outputs: Outputs = session.run(feeds)
+                outputs = once(feeds)
                 done += len(next(iter(feeds.values())))
                 share = min(1.0, done / total) if total else 0.0
                 self.progress.update(share, f"{done:,} of {total:,}" if total else f"{done:,}")
@@ -111,10 +119,27 @@ class Judge:
     def _scoring_batch(self, artifact: Artifact) -> int:
         """At most the usual one; with a smallest batch above 1, one that leaves no shorter rest."""
         low, high = batch_range(artifact.inputs, artifact.facts.get("bounds"))
-        most = min(SCORING_BATCH, high)
+        state = RecurrentState.of(artifact)
+        most = 1 if state is not None and state.alone else min(SCORING_BATCH, high)
         rest = len(self.samples) if self.samples is not None else 0
         sizes = (b for b in range(most, low - 1, -1) if rest % b == 0 or rest % b >= low)
         return next(sizes, most)
+
+    def drift(self, artifact: Artifact, runtime: str, device: str) -> list[Drift]:
+        """How far a recurrent model runs away from the original; empty for others."""
+        state = RecurrentState.of(artifact)
+        if state is None or self.original is None or self.samples is None:
+            return []
+        if self.evaluator is not None:
+            return []
+        first = RecurrentState.of(self.original)
+        assert first is not None
+        reference = load_runtime(REFERENCE_ENGINE)
+        with (
+            reference.open_session(self.original, threads=self.threads) as a,
+            load_runtime(runtime).open_session(artifact, threads=self.threads, device=device) as b,
+        ):
+            return drift(a.run, b.run, (first, state), self.samples)
 
     def compare(self, candidate: Evaluation | None) -> Comparison | None:
         """`candidate` against the original on the same samples, or None without data."""

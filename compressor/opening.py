@@ -14,6 +14,7 @@ from compressor.recipe import Recipe
 from compressor.result import DataRecord, StepRecord
 from compressor.schema import Problem, Problems
 from compressor.sources import SourceSpec, identify, open_source, source_factory
+from compressor.stateful import RecurrentState, Steps
 from compressor.store import Store, key_of
 from exporters.base import Samples
 from runtimes.errors import CompressError
@@ -57,6 +58,7 @@ def source_spec(recipe: Recipe, base_dir: Path, model: Any = None) -> SourceSpec
         inputs=inputs,
         outputs=recipe.model.outputs,
         base_dir=base_dir,
+        state=recipe.model.state,
     )
 
 
@@ -102,13 +104,16 @@ def open_all(
     source, identity, record = open_model(spec, store, progress)
     progress.begin("open the data")
     specs = {**recipe.data, **{k: v for k, v in (data or {}).items() if v is not None}}
-    sets = open_data_sets(specs, source.inputs, base_dir)
+    state = RecurrentState.of(source)
+    sets = open_data_sets(specs, source.inputs, base_dir, state)
     progress.end(", ".join(f"{len(s):,} {role}" for role, s in sets.items()) or "none")
     records = [data_record(role, samples) for role, samples in sets.items()]
     warnings = [f"{r.role} data: {w}" for r in records for w in r.warnings]
     evaluation = sets.pop("evaluation", None)
     judged = evaluation is not None or recipe.evaluator is not None
     sets, held_out = _calibration_defaults(sets, judged, recipe.seed)
+    if state is not None:  # steps see single steps; only scoring runs whole sequences
+        sets = {role: Steps(samples, state, recipe.seed) for role, samples in sets.items()}
     return Opened(
         source=source,
         record=record,
@@ -139,15 +144,24 @@ def _calibration_defaults(
 
 
 def open_data_sets(
-    specs: Mapping[str, Any], inputs: tuple[TensorSpec, ...], base_dir: Path
+    specs: Mapping[str, Any],
+    inputs: tuple[TensorSpec, ...],
+    base_dir: Path,
+    state: RecurrentState | None = None,
 ) -> dict[str, Samples]:
-    """Every data set by role; `Problems` if one cannot be opened or evaluation overlaps another."""
+    """Every data set by role; `Problems` if one cannot be opened or evaluation overlaps another.
+
+    With `state` they are sequences, see `compressor.stateful`.
+    """
     from compressor.data import check_disjoint, open_data
+    from compressor.data.readers import array_names
 
     sets: dict[str, Any] = {}
     problems: list[Problem] = []
     for role, spec in specs.items():
         try:
+            if state is not None:
+                inputs = state.sequence_inputs(array_names(spec, base_dir))
             sets[role] = open_data(spec, role, inputs, base_dir)
         except CompressError as error:
             problems += error.problems if isinstance(error, Problems) else [Problem.of(error)]
@@ -178,10 +192,11 @@ def typical_dims(source: Artifact, sets: Mapping[str, Samples]) -> dict[str, int
     dims = {str(k): int(v) for k, v in dict(source.facts.get("dims", {})).items()}
     first = next(iter(sets.values()), None)
     feeds = first.feeds([0]) if first is not None and len(first) else {}
+    batch = {spec.shape[0] for spec in source.inputs if spec.shape}
     for spec in source.inputs:
         if spec.name not in feeds:
             continue
-        for axis, (dim, size) in enumerate(zip(spec.shape, feeds[spec.name].shape, strict=False)):
-            if isinstance(dim, str):
-                dims[dim] = 2 if axis == 0 else int(size)
+        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=False):
+            if isinstance(dim, str):  # a cache may be empty at first
+                dims[dim] = 2 if dim in batch else max(1, int(size))
     return dims

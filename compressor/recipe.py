@@ -31,7 +31,12 @@ class ModelSpec:
         inputs: input name → shape (a `str` names a free dimension), or
             `{shape: […], dtype: int64}`; required for torch modules.
         outputs: output names, for torch modules.
-        state: recurrent state, input name → output name.
+        state: recurrent state of a model that takes one step a call, input name → name of the
+            output that is its next value. Data sets then hold sequences: the other inputs have an
+            axis of steps behind the batch axis, [n, steps, …]; an array of a state input's name
+            gives initial states, [n, …], which are zeros otherwise. Labels are one a sequence
+            (its last step is scored) or [n, steps, …]; a `module:function` metric gets outputs
+            stacked as [n, steps, …].
     """
 
     source: str = ""
@@ -67,12 +72,15 @@ class MeasureSpec:
         threads: engine threads.
         mode: `latency`: one synchronous request at a time.
         effort: `quick`, `default` or `certify` (more rounds, narrower intervals).
+        step_ms: what one step of a recurrent model lasts in real life (a frame of audio, say);
+            the report then tells the real-time factor, time needed over time lasted.
     """
 
     batch: list[int] = field(default_factory=lambda: [1])
     threads: int = 1
     mode: Literal["latency"] = "latency"
     effort: Literal["quick", "default", "certify"] = "default"
+    step_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,8 @@ def _checks(recipe: Recipe, where: str) -> list[Problem]:
         found.append(Problem(f"{where}.measure.batch", "not batch sizes", "integers ≥ 1"))
     if recipe.measure.threads < 1:
         found.append(Problem(f"{where}.measure.threads", "not a thread count", "an integer ≥ 1"))
+    if recipe.measure.step_ms is not None and not recipe.measure.step_ms > 0:
+        found.append(Problem(f"{where}.measure.step_ms", "not a duration", "milliseconds > 0"))
     for place, steps in _step_lists(recipe, where):
         try:
             parse_steps(steps, place)

@@ -131,6 +131,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """A recurrent model beside the original, each fed its own state, up to `after` steps.
+
+    Both figures are over the steps since the row before: 10·log10(signal/noise), and the cosine
+    of the angle between what the two models gave.
+    """
+
+    after: int
+    output_sqnr_db: float | None = None
+    output_cosine: float | None = None
+    state_sqnr_db: float | None = None
+    state_cosine: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One artifact of a target: a rung of its ladder, or a twin."""
 
@@ -153,6 +168,8 @@ class Candidate:
     failure: Failure | None = None
     parameters: int | None = None
     macs: int | None = None
+    drift: list[Drift] = field(default_factory=list)
+    real_time_factor: float | None = None  # median time of a step over what a step lasts
 
 
 @dataclass(frozen=True)

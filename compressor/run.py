@@ -17,11 +17,13 @@ from compressor.env import Progress, Silent
 from compressor.gates import check_gates
 from compressor.judging import Judge, with_budget
 from compressor.macs import count_macs
+from compressor.metrics.steps import over_steps
 from compressor.opening import Opened, open_all, typical_dims
 from compressor.package import build_package
 from compressor.plan import Plan, PlannedStep, PlannedTarget, make_plan
 from compressor.recipe import LOCKED, Recipe, recipe_json
 from compressor.result import Reference, RunRecord, State, TargetResult
+from compressor.stateful import RecurrentState, Steps
 from compressor.store import Store
 from compressor.targets import Outcome, run_target
 from exporters.base import Context, Samples, Trial
@@ -99,7 +101,8 @@ class _Run:
             data=request.data,
         )
         source = self.opened.source
-        dims = typical_dims(source, self._sets())
+        self.sets = self._sets()
+        dims = typical_dims(source, self.sets)
         context = Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS)
         self.judge = self._make_judge(dims)
         self.plan: Plan = make_plan(
@@ -127,10 +130,15 @@ class _Run:
         )
 
     def _sets(self) -> dict[str, Samples]:
+        """What feeds the model as it is: single steps where it has state."""
         sets = dict(self.opened.data)
         if self.opened.evaluation is not None:
-            sets = {"evaluation": self.opened.evaluation, **sets}
+            sets = {"evaluation": self._single(self.opened.evaluation), **sets}
         return sets
+
+    def _single(self, samples: Samples) -> Samples:
+        state = RecurrentState.of(self.opened.source)
+        return samples if state is None else Steps(samples, state, self.request.recipe.seed)
 
     def _make_judge(self, dims: Mapping[str, int]) -> Judge:
         from compressor.choosing import choose_metric, load_evaluator
@@ -144,7 +152,9 @@ class _Run:
             agreement_only=self.opened.agreement_only,
             evaluator=evaluator,
         )
-        sets = self._sets()
+        samples, state = self.opened.evaluation, RecurrentState.of(self.opened.source)
+        if state and metric and samples and evaluator is None:
+            metric = over_steps(metric, samples.labels)
         return Judge(
             store=request.store,
             measure=with_budget(recipe.measure, request.effort),
@@ -155,7 +165,7 @@ class _Run:
             seed=recipe.seed,
             threads=SCORING_THREADS,
             dims=dims,
-            timing_data=next(iter(sets.values()), None),
+            timing_data=next(iter(self.sets.values()), None),
             samples_dir=request.out / "samples",
         )
 
@@ -194,6 +204,9 @@ class _Run:
         """The original as ONNX: what sizes and scores are compared with."""
         source = self.engine.source
         onnx = self.engine.advance(source, self.plan.reference, "original")
+        for samples in self.sets.values():
+            if isinstance(samples, Steps):
+                samples.original = onnx
         self.judge.base = self.judge.score_original(onnx)
         given = source.format == "onnx"
         size = int(source.facts["given_bytes"]) if given else onnx.size_bytes
@@ -301,6 +314,8 @@ class _Run:
         planned = next((t for t in self.plan.targets if t.target.name == target), None)
         runtime = planned.target.runtime if planned else "onnxruntime"
         made = self.engine.advance(artifact, rest, "trial")
+        if isinstance(samples, Steps):
+            samples = samples.whole
         judge = replace(self.judge, samples=samples)
         found = judge.score(made, runtime, "CPU", "trial")
         assert found is not None

@@ -11,7 +11,16 @@ from compressor.judging import Judge, timings_of
 from compressor.package import coded_size
 from compressor.plan import PlannedRung, PlannedTarget
 from compressor.quantization.ledger import ledger
-from compressor.result import Candidate, Check, Failure, Reference, State, TargetResult
+from compressor.result import (
+    Candidate,
+    Check,
+    Failure,
+    LayerRow,
+    Reference,
+    State,
+    TargetResult,
+    Timing,
+)
 from compressor.steps import options_json
 from compressor.verdict import combine, judge
 from runtimes.base import load_runtime
@@ -122,6 +131,7 @@ class _Runner:
                 score=self.judging.as_score(found, self.planned.target.runtime, why),
                 comparison=self.judging.compare(found),
                 ledger=ledger(artifact),
+                drift=self.judging.drift(artifact, *self._where()),
                 notes=[str(n) for n in artifact.facts.get("notes", [])],
                 parameters=artifact.facts.get("parameters", self.reference.parameters),
                 macs=artifact.facts.get("macs", self.reference.macs),
@@ -175,7 +185,14 @@ class _Runner:
         names = [t.candidate.name for t in there]
         timings = timings_of(self.last, built.candidate.name, over, names)
         layers = self.judging.layers(built.artifact, *self._where())
-        return Built(replace(built.candidate, timings=timings, layers=layers), built.artifact)
+        return Built(self._with(built.candidate, timings, layers), built.artifact)
+
+    def _with(
+        self, candidate: Candidate, timings: list[Timing], layers: list[LayerRow]
+    ) -> Candidate:
+        lasts = self.judging.measure.step_ms
+        factor = timings[0].p50_ms / lasts if lasts and timings else None
+        return replace(candidate, timings=timings, layers=layers, real_time_factor=factor)
 
     def _not_timed(self, built: Built) -> str:
         """Why there is no timing of a candidate; empty where there is one."""
@@ -233,7 +250,7 @@ class _Runner:
             assert twin.artifact is not None
             timings = timings_of(self.last, twin.candidate.name, None)
             layers = self.judging.layers(twin.artifact, *self._where())
-            candidate = replace(twin.candidate, timings=timings, layers=layers)
+            candidate = self._with(twin.candidate, timings, layers)
             done.append(Built(candidate, twin.artifact))
         return done + [t for t in twins if t.artifact is None]
 

@@ -252,6 +252,25 @@ class Step(Protocol):
 NO_LIMIT = 1 << 31
 
 
+def _batch_axes(inputs: Sequence[TensorSpec]) -> List[Any]:
+    """The first axes of `inputs`, but for those that have the batch elsewhere.
+
+    A recurrent state is often [layers, batch, …]: the batch's name stands behind, or the sizes
+    disagree, and then the first input counts.
+    """
+    firsts = [spec.shape[0] for spec in inputs if spec.shape]
+    named = {first for first in firsts if isinstance(first, str)}
+    found = [
+        spec.shape[0]
+        for spec in inputs
+        if spec.shape and not (isinstance(spec.shape[0], int) and named & set(spec.shape[1:]))
+    ]
+    fixed = [first for first in found if isinstance(first, int)]
+    if len(set(fixed)) > 1:
+        found = [first for first in found if first == fixed[0] or isinstance(first, str)]
+    return found
+
+
 def batch_range(
     inputs: Sequence[TensorSpec], bounds: Optional[Mapping[str, Sequence[int]]] = None
 ) -> Tuple[int, int]:
@@ -262,7 +281,7 @@ def batch_range(
         bounds: free dimension → (smallest, largest), as `to_openvino` writes to `facts["bounds"]`.
     """
     low, high = 1, NO_LIMIT
-    for first in (spec.shape[0] for spec in inputs if spec.shape):
+    for first in _batch_axes(inputs):
         ends = (first, first) if isinstance(first, int) else (bounds or {}).get(first, (1, high))
         low, high = max(low, int(ends[0])), min(high, int(ends[1]))
     return low, high

@@ -1,8 +1,8 @@
 """Opens calibration, training, selection and evaluation data, whatever form they come in.
 
-Recipes name a path (`.npz`, `.npy`, folder, `data.yaml`), a `module:function`, or a mapping around
-one of them; the Python API also takes arrays, iterables of feeds, and torch data sets and loaders
-(recognised by what they can do: torch is never imported here).
+Models with state take sequences, [n, steps, …] (`compressor.stateful`). Recipes name a path
+(`.npz`, `.npy`, folder, `data.yaml`), a `module:function`, or a mapping around one of them; the
+Python API also takes arrays, iterables of feeds, and torch data sets and loaders.
 """
 
 from __future__ import annotations

@@ -344,6 +344,21 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + int(lengths[0]) + int(lengths[1])
 
 
+def array_names(spec: Any, base_dir: Path) -> list[str]:
+    """Names of the arrays of a data set as the user names it, where they show before it is opened.
+
+    Args:
+        spec: as in `open_data`.
+        base_dir: what a relative path starts from.
+    """
+    path = spec.get("path") if isinstance(spec, Mapping) else spec
+    if isinstance(path, str | Path):
+        found = (base_dir / path).expanduser()
+        return list(open_npz(found)) if found.suffix == ".npz" and found.is_file() else []
+    first = spec[0] if isinstance(spec, tuple) and spec else spec
+    return [str(name) for name in first] if isinstance(first, Mapping) else []
+
+
 def read_npz_folder(folder: Path, binder: Binder, limit: int | None) -> Reader:
     """A folder of `.npz` files, one complete feed each (batch axis included), read on demand."""
     paths = sorted(folder.glob("*.npz"))[:limit]

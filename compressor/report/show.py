@@ -99,6 +99,24 @@ def count(value: int | None) -> str:
     return f"{value:,}"
 
 
+def drift(candidate: Candidate) -> str:
+    """How far a recurrent model has run from the original when last looked at; empty for others."""
+    if not candidate.drift:
+        return ""
+    last = candidate.drift[-1]
+    cosine = "" if last.output_cosine is None else f", cosine {last.output_cosine:.4f}"
+    return (
+        f"after {last.after:,} steps on its own state: outputs SQNR "
+        f"{decibels(last.output_sqnr_db)}{cosine}, state {decibels(last.state_sqnr_db)}"
+    )
+
+
+def real_time(candidate: Candidate) -> str:
+    """Time that a step needs over the time it lasts; empty where nobody said how long that is."""
+    factor = candidate.real_time_factor
+    return "" if factor is None else f"{factor:.3g}"
+
+
 def ms(value: float | None) -> str:
     """Milliseconds with three digits, microseconds below 0.1 ms."""
     if value is None:

@@ -102,6 +102,10 @@ def _numbers(record: RunRecord, chosen: Candidate) -> list[str]:
             over = ", ".join([f"the {timing.speedup_over or 'twin'}", *also])
             speed = f"{faster} as fast as {over}: {speed}"
         lines += _wrapped(f"batch {timing.batch}", speed)
+    factor = show.real_time(chosen)
+    told = [show.drift(chosen), f"real-time factor {factor}" if factor else ""]
+    if any(told):
+        lines += _wrapped("state", "; ".join(filter(None, told)))
     return lines
 
 

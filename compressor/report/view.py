@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from compressor.report import charts, show
@@ -90,6 +91,11 @@ def before_after(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         ("Drop, 90 % interval", ["", *(_drop(name, c) for c in variants)]),
         ("Agreement", ["", *(_agreement(c) for c in variants)]),
         ("SQNR", ["", *(_sqnr(c) for c in variants)]),
+        *(
+            (f"After {n:,} steps", ["", *(_drift(c, n) for c in variants)])
+            for n in _looks(variants)
+        ),
+        ("Real-time factor", ["", *(show.real_time(c) for c in variants)]),
     ]
     for batch in show.batches(target):
         rows += _timing_rows(batch, [show.timing_at(c, batch) for c in variants])
@@ -271,6 +277,17 @@ def _agreement(c: Candidate) -> str:
 def _sqnr(c: Candidate) -> str:
     found = c.comparison.sqnr_db if c.comparison else None
     return show.decibels(found)
+
+
+def _looks(variants: Sequence[Candidate]) -> list[int]:
+    return sorted({row.after for c in variants for row in c.drift})
+
+
+def _drift(c: Candidate, after: int) -> str:
+    row = next((row for row in c.drift if row.after == after), None)
+    if row is None:
+        return ""
+    return f"{show.decibels(row.output_sqnr_db)} (state {show.decibels(row.state_sqnr_db)})"
 
 
 def _state(c: Candidate) -> str:

@@ -39,6 +39,7 @@ class SourceSpec:
         outputs: output names in order; None takes the model's own.
         base_dir: the recipe's folder: where paths and imports start.
         shapes: input name → free dimension → (min, opt, max); one with a single size is fixed.
+        state: recurrent state, input name → output name.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class SourceSpec:
     outputs: Sequence[str] | None = None
     base_dir: Path = field(default_factory=Path.cwd)
     shapes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    state: Mapping[str, str] = field(default_factory=dict)
 
 
 def source_kind(spec: SourceSpec) -> str:
@@ -112,7 +114,8 @@ def identify(spec: SourceSpec) -> dict[str, Any]:
         "outputs": None if spec.outputs is None else list(spec.outputs),
         "shapes": {name: {d: _plain(b) for d, b in v.items()} for name, v in spec.shapes.items()},
     }
-    return {**_content(spec, kind), **asked}
+    state = {"state": dict(spec.state)} if spec.state else {}
+    return {**_content(spec, kind), **asked, **state}
 
 
 def _plain(value: Any) -> Any:
@@ -152,9 +155,20 @@ def _factory_identity(spec: SourceSpec) -> dict[str, Any]:
 def open_source(spec: SourceSpec, root: Path) -> Artifact:
     """Read the source and write it into the empty folder `root` as the first artifact.
 
-    Raises `UsageError` (not a model, damaged, unsafe, wrong inputs), `Unsupported` (operator set
-    too new, inputs that are no tensors) or `MissingTool` (torch).
+    Raises `UsageError` (not a model, damaged, unsafe, wrong inputs or state), `Unsupported`
+    (operator set too new, inputs that are no tensors) or `MissingTool` (torch).
     """
+    made = _open(spec, root)
+    if not spec.state:
+        return made
+    from compressor.stateful import check_state
+
+    check_state(spec.state, made.inputs, made.outputs)
+    facts = {**made.facts, "state": dict(spec.state)}
+    return Artifact.write(root, made.format, made.entry, made.inputs, made.outputs, facts)
+
+
+def _open(spec: SourceSpec, root: Path) -> Artifact:
     kind = source_kind(spec)
     root.mkdir(parents=True, exist_ok=True)
     if kind == "onnx":
