@@ -23,6 +23,8 @@ from runtimes.types import Artifact, TensorSpec
 
 FORMATS = frozenset({"onnx", "onnxruntime"})
 _PROFILED_RUNS = 5
+_HOLDING = ("If", "Loop", "Scan")
+_Event = Dict[str, Any]
 
 
 def missing() -> Optional[str]:
@@ -119,7 +121,7 @@ def layer_precisions(
         for _ in range(_PROFILED_RUNS):
             engine.run(None, dict(feeds))
         events = json.loads(Path(engine.end_profiling()).read_text(encoding="utf-8"))
-    layers = [_layer(group) for group in _by_node(events).values()]
+    layers = [_layer(group, inner) for group, inner in _by_node(events)]
     return merge_layers(layers, read_nodes(artifact.path))
 
 
@@ -179,23 +181,46 @@ def _check_names(
         )
 
 
-def _by_node(events: List[Dict[str, Any]]) -> Dict[int, List[Dict[str, Any]]]:
-    """Profile events of executed kernels by node index, in order of execution."""
-    nodes: Dict[int, List[Dict[str, Any]]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            nodes.setdefault(int(event["args"]["node_index"]), []).append(event)
-    return nodes
+def _by_node(events: List[Dict[str, Any]]) -> List[Tuple[List[_Event], List[_Event]]]:
+    """(events of a node, events inside its loop or branch) of the main graph's executed kernels.
+
+    What runs inside a loop or branch lies within its time, and its node indices are the body's own.
+    """
+    kernels = [
+        event
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
+    nodes: Dict[int, Tuple[List[_Event], List[_Event]]] = {}
+    outer: Optional[_Event] = None
+    for event in sorted(kernels, key=lambda event: (event["ts"], -event["dur"])):
+        if outer is not None and event["ts"] + event["dur"] <= outer["ts"] + outer["dur"]:
+            nodes[int(outer["args"]["node_index"])][1].append(event)
+            continue
+        nodes.setdefault(int(event["args"]["node_index"]), ([], []))[0].append(event)
+        outer = event if event["args"]["op_name"] in _HOLDING else None
+    return list(nodes.values())
 
 
-def _layer(events: List[Dict[str, Any]]) -> LayerPrecision:
+def _layer(events: List[_Event], inner: List[_Event]) -> LayerPrecision:
     """One node's profile events as a layer; its time is the median over the runs."""
     args = events[0]["args"]
     types = [next(iter(entry)) for entry in args.get("input_type_shape", []) if entry]
     micros = sorted(int(event["dur"]) for event in events)[len(events) // 2]
     name = events[0]["name"][: -len("_kernel_time")]
     op = args["op_name"]
-    return LayerPrecision(name, op, _precision(op, types), (), micros * 1000)
+    return LayerPrecision(name, op, _inside(inner) or _precision(op, types), (), micros * 1000)
+
+
+def _inside(events: List[_Event]) -> str:
+    """What the products and convolutions inside a loop or branch run in; empty without any."""
+    found = set()
+    for event in events:
+        op = str(event["args"]["op_name"])
+        if any(word in op for word in ("MatMul", "Gemm", "Conv", "LSTM")):
+            shapes = event["args"].get("input_type_shape", [])
+            found.add(_precision(op, [next(iter(entry)) for entry in shapes if entry]))
+    return found.pop() if len(found) == 1 else ("float32" if found else "")
 
 
 def _precision(op: str, types: List[str]) -> str:

@@ -1,10 +1,11 @@
 """INT8 without calibration: activations get their scales while the model runs.
 
 ONNX Runtime has such kernels for LSTM (`DynamicQuantizeLSTM`) and for products with a constant
-matrix (`DynamicQuantizeMatMul`). On one thread of a CPU with VNNI they took 0.3 to 0.5 of the float
-kernels' time, and their weights may lie in the file in 4 bits at no cost: INT4 → `Cast`(INT8) is
-folded before the kernels pack them (benchmarks/quantization_recurrent). It takes what
-`quantize_static` left in float, so it comes after that step and before `quantize_weights`.
+matrix (`DynamicQuantizeMatMul`); a large GRU or RNN becomes a loop over the latter. On one thread
+of a CPU with VNNI they took 0.3 to 0.5 of the float kernels' time, and their weights may lie in the
+file in 4 bits at no cost: INT4 → `Cast`(INT8) is folded before the kernels pack them
+(benchmarks/quantization_recurrent). It takes what `quantize_static` left in float, so it comes
+after that step and before `quantize_weights`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
@@ -29,19 +30,20 @@ class Options:
     """Which layers, and how their weights are stored.
 
     Attributes:
-        ops: the kinds of layers to take: `LSTM`, `MatMul`, `Gemm`.
+        ops: the kinds of layers to take: `LSTM`, `GRU`, `RNN`, `MatMul`, `Gemm`.
         exclude: node names (globs) to leave as they are in this step, beside the recipe's `keep`.
         store: bits of the weights in the file, 8 or 4; the kernels and their speed are the same.
         share: with `store: 4`, of these weights' values at least this much gets 4 bits; the rest,
             where 4 bits hurt most, stays at 8.
-        least: an LSTM with fewer weight values stays float, and so does a product with fewer than
-            four times as many: quantizing its input costs as much as the integer kernel saves.
+        least: an LSTM with fewer weight values stays float, and so does an RNN or a product with
+            fewer than 4 times and a GRU with fewer than 24 times as many: what surrounds the
+            integer kernel would cost as much as it saves.
         bias_correction: undo the shift that rounded weights give each layer's mean output, given
             calibration data.
         samples: of the calibration data, for that.
     """
 
-    ops: tuple[str, ...] = ("LSTM", "MatMul", "Gemm")
+    ops: tuple[str, ...] = ("LSTM", "GRU", "RNN", "MatMul", "Gemm")
     exclude: tuple[str, ...] = ()
     store: Literal[8, 4] = 8
     share: float = 0.97

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compressor.quantization.keep import Named, kept
+from compressor.quantization.onnx_dynamic_loop import GATES, why_no_loop
 from compressor.quantization.onnx_dynamic_write import write
 from compressor.quantization.onnx_pass import require_smaller, scheme_of
 from compressor.quantization.onnx_weights import attribute
@@ -22,8 +23,9 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, UsageError
 from runtimes.types import Artifact
 
-OPS = ("LSTM", "MatMul", "Gemm")
-PRODUCT = 4  # one product of a row with a matrix is cheap: it takes this many times more to gain
+# How many times `least` weight values a kind of layer needs to gain. One product of a row with a
+# matrix is cheap, and the loop that a GRU or RNN becomes costs some microseconds a step.
+TIMES = {"LSTM": 1, "GRU": 24, "RNN": 4, "MatMul": 4, "Gemm": 4}
 DYNAMIC = "scales of activations are taken at run time"
 
 
@@ -53,12 +55,12 @@ class Layer:
 
 def choose(model: Any, options: Any, context: Context) -> tuple[list[Layer], dict[str, str]]:
     """Layers to take, in the order of the graph, and for the others of these kinds why not."""
-    unknown = [op for op in options.ops if op not in OPS]
+    unknown = [op for op in options.ops if op not in TIMES]
     if unknown:
         raise UsageError(
             f"no dynamic kernel for {unknown[0]}",
             where="quantize_dynamic.ops",
-            expected=", ".join(OPS),
+            expected=", ".join(TIMES),
             got=unknown[0],
             fix="quantize_weights stores the weights of other layers in integers",
         )
@@ -69,7 +71,7 @@ def choose(model: Any, options: Any, context: Context) -> tuple[list[Layer], dic
         for node in scope.graph.node:
             if node.op_type not in options.ops or node.domain not in {"", "ai.onnx"}:
                 continue
-            made = stay.get(node.name) or _layer(scope, node, options.least)
+            made = stay.get(node.name) or _layer(scope, node, options.least, opset_of(model))
             if isinstance(made, Layer):
                 chosen.append(made)
             elif made:
@@ -113,17 +115,19 @@ def _scopes(graph: Any, outside: Mapping[str, Any]) -> Iterator[_Scope]:
             yield from _scopes(inner, weights)
 
 
-def _layer(scope: _Scope, node: Any, least: int) -> Layer | str:
+def _layer(scope: _Scope, node: Any, least: int, opset: int) -> Layer | str:
     """The layer, or why it stays float; empty for products that are none of our business."""
-    found = _lstm(scope, node) if node.op_type == "LSTM" else _product(scope, node)
-    if node.op_type != "LSTM":
-        least *= PRODUCT
-    if isinstance(found, Layer) and found.values < least:
+    if node.op_type in {"MatMul", "Gemm"}:
+        found = _product(scope, node)
+    else:
+        found = why_no_loop(node, opset) if node.op_type in GATES else ""
+        found = found or _recurrent(scope, node)
+    if isinstance(found, Layer) and found.values < least * TIMES[node.op_type]:
         return f"its {found.values} weights are too few to pay for quantizing its input"
     return found
 
 
-def _lstm(scope: _Scope, node: Any) -> Layer | str:
+def _recurrent(scope: _Scope, node: Any) -> Layer | str:
     import onnx
 
     ports = [port for port in (1, 2) if node.input[port] in scope.weights]
@@ -189,23 +193,27 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     if context.target not in {None, "onnxruntime"}:
         why = f"these are ONNX Runtime's own operators, which {context.target} does not have"
         return [Refusal("model", why, "use quantize_static and quantize_weights")]
-    model = load_model(source.path)
+    model = _raised(load_model(source.path), options)
     chosen, reasons = choose(model, options, context)
     if not chosen:
         why = f"no layer of kind {', '.join(options.ops)} can run in dynamic INT8"
         fix = "use quantize_weights, which stores the weights of float layers in integers"
         return [Refusal("model", why, fix), *(Refusal(n, r) for n, r in reasons.items())]
-    if options.store == 4 and opset_of(upgrade_opset(model)[0]) < OPSET:
+    if options.store == 4 and opset_of(model) < OPSET:
         why = f"operator set {opset_of(model)} has no INT4 and cannot be raised to {OPSET}"
         return [Refusal("model", why, f"export with operator set {OPSET}, or use store: 8")]
     return []
 
 
+def _raised(model: Any, options: Any) -> Any:
+    """The model at the operator set that 4 bits and loops need, where it can be raised."""
+    loops = any(node.op_type in GATES for graph in graphs(model.graph) for node in graph.node)
+    return upgrade_opset(model)[0] if options.store == 4 or loops else model
+
+
 def run(source: Artifact, options: Any, env: Env) -> Artifact:
     """Put the kernels in and write the model with its facts."""
-    model = load_model(source.path)
-    if options.store == 4:
-        model, _ = upgrade_opset(model)
+    model = _raised(load_model(source.path), options)
     chosen, reasons = choose(model, options, env.context)
     # What the graph calls them, before it is changed.
     ops = {layer.node.name: layer.node.op_type for layer in chosen}
@@ -235,6 +243,8 @@ def _merged(
         name: {"layer": name, "op": op, "requested": "int8", "reason": DYNAMIC}
         for name, op in ops.items()
     }
+    for name in [name for name, op in ops.items() if op in GATES]:  # the product before the loop
+        own[f"{name}/W"] = {**own[name], "layer": f"{name}/W", "op": "MatMul"}
     made = []
     for row in rows:
         taken = own.pop(row["layer"], None)

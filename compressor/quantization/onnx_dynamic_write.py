@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.quantization.calibration import batches, calibrate
+from compressor.quantization.onnx_dynamic_loop import GATES, loop_nodes
 from compressor.quantization.onnx_index import Names, take_over_names
 from compressor.quantization.onnx_weights import (
     attribute,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer
 
 MICROSOFT = "com.microsoft"
+RECURRENT = {"LSTM", *GATES}
 
 
 class Rounded:
@@ -90,7 +92,7 @@ def write(
     if data is not None:
         feeds = lambda: batches(data, inputs, options.samples)  # noqa: E731
         means = _means(model, layers, feeds, env.context.threads)
-    _Writer(model, rounded, means).write(layers)
+    Writer(model, rounded, means).write(layers)
     return {
         tensor.name: rounded[layer.node.name, port].bits
         for layer in layers
@@ -103,7 +105,7 @@ def _rows(layer: Layer, tensor: Any) -> Any:
     import onnx
 
     values = onnx.numpy_helper.to_array(tensor)
-    if layer.node.op_type == "LSTM":
+    if layer.node.op_type in RECURRENT:
         return values.reshape(-1, values.shape[-1])
     transposed = layer.node.op_type == "Gemm" and attribute(layer.node, "transB", 0)
     return np.ascontiguousarray(values if transposed else values.T)
@@ -143,7 +145,7 @@ def _means(
     for node in copy.graph.node:
         if node.name not in taken:
             continue
-        if node.op_type == "LSTM":
+        if node.op_type in RECURRENT:
             if not node.output[0]:
                 node.output[0] = names.new("y")
             axes[node.input[0]], axes[node.output[0]] = (0, 1), (0, 2)
@@ -161,14 +163,16 @@ def _ranks(model: Any) -> dict[str, int]:
     return index(model).ranks
 
 
-class _Writer:
+class Writer:
+    """Puts integers, constants and kernels into the graphs of one model."""
+
     def __init__(
         self, model: Any, rounded: Mapping[Any, Rounded], means: Mapping[str, tuple[Any, Any]]
     ) -> None:
         self.model, self.rounded, self.means = model, rounded, means
         self.names = Names(*graphs(model.graph))
         self.shared: dict[tuple[int, bytes], str] = {}
-        self.stored: dict[tuple[int, str, bytes], str] = {}
+        self.stored: dict[tuple[int, str, int, bytes], str] = {}
         self.replaced: dict[str, str] = {}
 
     def write(self, layers: Sequence[Layer]) -> None:
@@ -191,18 +195,25 @@ class _Writer:
     def _graph(self, graph: Any, layers: Sequence[Layer]) -> None:
         taken = {layer.node.name: layer for layer in layers}
         gone = {layer.absorbed.name for layer in layers if layer.absorbed is not None}
-        nodes = []
+        nodes: list[Any] = []
         for node in graph.node:
-            if node.name in gone:
-                continue
             if node.name in taken:
-                layer = taken[node.name]
-                change = self._lstm if node.op_type == "LSTM" else self._product
-                nodes += change(graph, layer)
-            nodes.append(node)
+                nodes += self._changed(graph, taken[node.name])
+            elif node.name not in gone:
+                nodes.append(node)
         replace_items(graph.node, nodes)
 
-    def _value(self, graph: Any, wanted: str, array: Any) -> str:
+    def _changed(self, graph: Any, layer: Layer) -> list[Any]:
+        """What takes the place of a layer's node."""
+        kind = layer.node.op_type
+        if kind == "LSTM":
+            return [*self._lstm(graph, layer), layer.node]
+        if kind in GATES:
+            weights = [self.rounded[layer.node.name, port] for port in (1, 2)]
+            return loop_nodes(self, graph, layer, weights, self._bias(layer))
+        return [*self._product(graph, layer), layer.node]
+
+    def value(self, graph: Any, wanted: str, array: Any) -> str:
         """Name of an initializer of `graph` that holds `array`; equal ones share one."""
         import onnx
 
@@ -213,18 +224,17 @@ class _Writer:
             graph.initializer.append(made)
         return self.shared[key]
 
-    def _weight(
-        self, graph: Any, old: str, weight: Rounded, integers: Any
-    ) -> tuple[list[Any], str]:
+    def weight(self, graph: Any, old: str, bits: int, integers: Any) -> tuple[list[Any], str]:
         """Nodes that make the INT8 weight, and its name; layers that share one share it here."""
         import onnx
 
-        key = id(graph), old, integers.tobytes()
+        key = id(graph), old, bits, integers.tobytes()
         if key in self.stored:
             return [], self.stored[key]
         name = self.names.new(old)
-        self.replaced[name] = old
-        if weight.bits == 8:
+        if old not in self.replaced.values():
+            self.replaced[name] = old
+        if bits == 8:
             graph.initializer.append(onnx.numpy_helper.from_array(integers, name))
             self.stored[key] = name
             return [], name
@@ -243,12 +253,12 @@ class _Writer:
             weight = self.rounded[node.name, port]
             shaped = weight.integers.reshape(directions, -1, weight.rows.shape[1])
             integers = np.ascontiguousarray(shaped.transpose(0, 2, 1))
-            nodes, made[port] = self._weight(graph, tensor.name, weight, integers)
+            nodes, made[port] = self.weight(graph, tensor.name, weight.bits, integers)
             before += nodes
             scale = weight.scale.reshape(directions, -1)
-            tail.append(self._value(graph, "ws", scale))
-            tail.append(self._value(graph, "wz", np.zeros(scale.shape, np.int8)))
-        bias = self._lstm_bias(layer, directions)
+            tail.append(self.value(graph, "ws", scale))
+            tail.append(self.value(graph, "wz", np.zeros(scale.shape, np.int8)))
+        bias = self._bias(layer)
         rest = [*node.input[3:8], *[""] * (8 - len(node.input))]
         if bias is not None:
             old = layer.bias.name if layer.bias is not None else "b"
@@ -260,14 +270,14 @@ class _Writer:
         replace_items(node.attribute, [a for a in node.attribute if a.name != "layout"])
         return before
 
-    def _lstm_bias(self, layer: Layer, directions: int) -> Any | None:
-        """The bias that makes up for what rounding takes from the mean of each gate's input."""
+    def _bias(self, layer: Layer) -> Any | None:
+        """The bias with what rounding takes from the mean of each gate's input; None: no bias."""
         import onnx
 
-        node = layer.node
+        node, directions = layer.node, layer.weights[1].dims[0]
         x, h = self.means.get(node.name, (None, None))
         if x is None:
-            return None
+            return None if layer.bias is None else onnx.numpy_helper.to_array(layer.bias)
         outputs = self.rounded[node.name, 1].rows.shape[0] // directions
         bias = (
             np.zeros((directions, 2, outputs))
@@ -286,8 +296,8 @@ class _Writer:
         node, weight = layer.node, self.rounded[layer.node.name, 1]
         tensor = layer.weights[1]
         integers = np.ascontiguousarray(weight.integers.T)
-        before, made = self._weight(graph, tensor.name, weight, integers)
-        inputs = [node.input[0], made, self._value(graph, "ws", weight.scale)]
+        before, made = self.weight(graph, tensor.name, weight.bits, integers)
+        inputs = [node.input[0], made, self.value(graph, "ws", weight.scale)]
         bias = None if layer.bias is None else onnx.numpy_helper.to_array(layer.bias).reshape(-1)
         mean, _ = self.means.get(node.name, (None, None))
         if mean is not None:
@@ -295,7 +305,7 @@ class _Writer:
             bias = (lost if bias is None else bias + lost).astype(np.float32)
         if bias is not None:
             old = layer.bias.name if layer.bias is not None else "b"
-            name = self._value(graph, self.names.new(old), bias)
+            name = self.value(graph, self.names.new(old), bias)
             self.replaced.setdefault(name, old)
             inputs += ["", name]
         if layer.absorbed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from exporters._onnx_graph import reads, unique
+from exporters._onnx_graph import reads, rename_reads, unique
 
 
 @dataclass
@@ -105,6 +105,4 @@ def take_over_names(graph: Any, made: dict[str, str]) -> None:
     renames = {new: old for new, old in made.items() if new in present and old not in present}
     for tensor in graph.initializer:
         tensor.name = renames.get(tensor.name, tensor.name)
-    for node in graph.node:
-        if any(name in renames for name in node.input):
-            node.input[:] = [renames.get(name, name) for name in node.input]
+    rename_reads(graph, renames)

@@ -84,6 +84,8 @@ def _weight_bytes(
             roots.update(dict.fromkeys(node.outputs, frozenset[str]().union(*constant)))
             continue
         used = [read for read in constant if weights & read]
+        if used:  # kernels that take a weight's scale as an input of their own
+            used += [read for read in constant if len(read) == 1 and not weights & read]
         size = sum(left.pop(key, 0) for key in frozenset[str]().union(*used))
         if size:
             total[node.name] = total.get(node.name, 0) + size
