@@ -25,7 +25,8 @@ from runtimes.types import Artifact
 
 # How many times `least` weight values a kind of layer needs to gain. One product of a row with a
 # matrix is cheap, and the loop that a GRU or RNN becomes costs some microseconds a step.
-TIMES = {"LSTM": 1, "GRU": 24, "RNN": 4, "MatMul": 4, "Gemm": 4}
+TIMES = {"LSTM": 1, "GRU": 24, "RNN": 8, "MatMul": 4, "Gemm": 4}
+SINGLE = {"GRU": 12, "RNN": 8}  # of sequences of one step, which need no loop
 DYNAMIC = "scales of activations are taken at run time"
 
 
@@ -39,6 +40,7 @@ class Layer:
         weights: input port → tensor: (1,) of a product, (1, 2) of an LSTM.
         bias: the tensor to add, or None.
         absorbed: the Add after a MatMul that the kernel does by itself, or None.
+        single_step: a recurrent layer's sequences have one step.
     """
 
     node: Any
@@ -46,6 +48,7 @@ class Layer:
     weights: dict[int, Any]
     bias: Any | None = None
     absorbed: Any | None = None
+    single_step: bool = False
 
     @property
     def values(self) -> int:
@@ -67,16 +70,35 @@ def choose(model: Any, options: Any, context: Context) -> tuple[list[Layer], dic
     keep = replace(context.keep, float=(*context.keep.float, *options.exclude))
     stay = kept(_named(model), keep)
     chosen, reasons = [], {}
+    single = _single_steps(model)
     for scope in _scopes(model.graph, {}):
         for node in scope.graph.node:
             if node.op_type not in options.ops or node.domain not in {"", "ai.onnx"}:
                 continue
-            made = stay.get(node.name) or _layer(scope, node, options.least, opset_of(model))
+            once = node.input[0] in single
+            least = options.least * _times(node.op_type, once=once)
+            made = stay.get(node.name) or _layer(scope, node, least, opset_of(model))
             if isinstance(made, Layer):
-                chosen.append(made)
+                chosen.append(replace(made, single_step=once))
             elif made:
                 reasons[node.name] = made
     return chosen, reasons
+
+
+def _times(op: str, *, once: bool) -> int:
+    return SINGLE.get(op, TIMES[op]) if once else TIMES[op]
+
+
+def _single_steps(model: Any) -> set[str]:
+    """Tensors of rank 3 whose first axis is 1: sequences of one step."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in [*inferred.input, *inferred.value_info]
+    }
+    return {name for name, dims in shapes.items() if len(dims) == 3 and dims[0].dim_value == 1}
 
 
 def _named(model: Any) -> list[Named]:
@@ -122,7 +144,7 @@ def _layer(scope: _Scope, node: Any, least: int, opset: int) -> Layer | str:
     else:
         found = why_no_loop(node, opset) if node.op_type in GATES else ""
         found = found or _recurrent(scope, node)
-    if isinstance(found, Layer) and found.values < least * TIMES[node.op_type]:
+    if isinstance(found, Layer) and found.values < least:
         return f"its {found.values} weights are too few to pay for quantizing its input"
     return found
 

@@ -1,9 +1,9 @@
 """GRU and RNN layers as a Scan over ONNX Runtime's dynamic INT8 product, which has no such layers.
 
 One product for the inputs of all steps, then in the loop one of the state with the recurrent
-weights and the gates in float. Above a size the loop's overhead costs less than INT8 saves: a GRU
-of 400 units took 0.55 of the time of the float kernel, an RNN of 512 units 0.35
-(benchmarks/quantization_recurrent).
+weights and the gates in float; sequences of one step need no loop. Above a size the loop's overhead
+costs less than INT8 saves: a GRU of 400 units took 0.55 of the time of the float kernel, an RNN of
+512 units 0.35 (benchmarks/quantization_recurrent).
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ class _Loop:
     def nodes(self) -> list[Any]:
         parts = self._inputs()
         starts = self._starts()
+        run = self._once if self.layer.single_step else self._scan
         results = [
-            self._scan(d, starts[d], parts[d * len(parts) // self.directions :][: self._width()])
+            run(d, starts[d], parts[d * self._width() : (d + 1) * self._width()])
             for d in range(self.directions)
         ]
         for i, axis in ((0, 1), (1, 0)):
@@ -168,6 +169,18 @@ class _Loop:
         name = self.node.name
         self.made[-1].name = self.writer.names.new(f"{name}/reverse") if direction else name
         return all_steps, last
+
+    def _once(self, direction: int, start: str, parts: Sequence[str]) -> tuple[str, str]:
+        """The same for sequences of one step, which need no loop."""
+        now = [self._add("Squeeze", [part, self._axis(0)])[0] for part in parts]
+        rows = slice(direction * self.rows, (direction + 1) * self.rows)
+        product, out = self._product(1, rows, start, "R")
+        cell = self._cell(start, now, out)
+        name = self.node.name  # the layer's name goes to the kernel that holds its weights
+        product[0].name = self.writer.names.new(f"{name}/reverse") if direction else name
+        self.made += [*product, *cell]
+        after = cell[-1].output[0]
+        return self._add("Unsqueeze", [after, self._axis(0)])[0], after
 
     def _cell(self, state: str, steps: Sequence[str], product: str) -> list[Any]:
         """From the product of the state to the next state, which the last node gives."""

@@ -96,13 +96,14 @@ def test_every_form_of_an_lstm(name, store, least_db, tmp_path, monkeypatch):
     assert rows[f"weights int{store}"] == size * store // 8
 
 
-def fixed_feeds():
-    return {"x": np.random.default_rng(3).normal(size=(9, 3, 20)).astype(np.float32)}
+def fixed_feeds(artifact):
+    shape = artifact.inputs[0].shape
+    return {"x": np.random.default_rng(3).normal(size=shape).astype(np.float32)}
 
 
 def executed_fixed(artifact):
     engine = load_runtime("onnxruntime")
-    layers = engine.layer_precisions(artifact, feeds=fixed_feeds())
+    layers = engine.layer_precisions(artifact, feeds=fixed_feeds(artifact))
     ops = [layer.op for layer in layers]
     return {op: ops.count(op) for op in ops}
 
@@ -110,7 +111,7 @@ def executed_fixed(artifact):
 def fixed_sqnr(want, got):
     engine = load_runtime("onnxruntime")
     with engine.open_session(want) as a, engine.open_session(got) as b:
-        first, second = a.run(fixed_feeds()), b.run(fixed_feeds())
+        first, second = a.run(fixed_feeds(want)), b.run(fixed_feeds(want))
     signal = sum(float((x**2).sum()) for x in first.values())
     noise = sum(float(((second[name] - x) ** 2).sum()) for name, x in first.items())
     return 10 * np.log10(signal / noise)
@@ -119,7 +120,7 @@ def fixed_sqnr(want, got):
 def looped_net(kind, **changes):
     """A GRU or RNN with what the operator offers, as `changes` say; its gates are not tied."""
     hidden, features, batch = 24, 20, 3
-    both = changes.pop("both", False)
+    both, steps = changes.pop("both", False), changes.pop("steps", 9)
     given, outputs = set(changes.pop("given", ())), changes.pop("outputs", ("y", "y_h"))
     net, d, g = Net(0), 2 if both else 1, {"GRU": 3, "RNN": 1}[kind]
 
@@ -140,10 +141,10 @@ def looped_net(kind, **changes):
         changes.setdefault("linear_before_reset", 1)
     net.op(kind, "x", w, r, *optional, name="rnn", outputs=2, hidden_size=hidden, **changes)
     known = {
-        "y": ("rnn.out", [9, d, batch, hidden]),
+        "y": ("rnn.out", [steps, d, batch, hidden]),
         "y_h": ("rnn.out1", [d, batch, hidden]),
     }
-    return net.model({"x": [9, batch, features]}, {name: known[name] for name in outputs})
+    return net.model({"x": [steps, batch, features]}, {name: known[name] for name in outputs})
 
 
 LOOPS = {
@@ -175,11 +176,28 @@ def test_every_form_of_a_loop(name, store, least_db, tmp_path, monkeypatch):
     rows = {row.kind: row.size_bytes for row in ledger(made)}
     assert rows[f"weights int{store}"] == size * store // 8
     engine = load_runtime("onnxruntime")
-    table = layer_table(made, engine.layer_precisions(made, feeds=fixed_feeds()))
+    table = layer_table(made, engine.layer_precisions(made, feeds=fixed_feeds(made)))
     layers = {row.layer: row for row in table}
     assert layers["rnn"].requested == layers["rnn"].achieved == "int8"
     assert layers["rnn/W"].achieved == "int8"
     assert sum(row.weight_bytes for row in table) > size * store // 8
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+@pytest.mark.parametrize("both", [False, True])
+def test_one_step_needs_no_loop(kind, both, tmp_path, monkeypatch):
+    given = artifact_of(
+        tmp_path, monkeypatch, lambda: looped_net(kind, steps=1, both=both, given=["bias", "state"])
+    )
+    made = apply(tmp_path, given, "quantize_dynamic", least=1, calibrated=False)
+    ran = executed_fixed(made)
+    assert "Scan" not in ran
+    assert ran["DynamicQuantizeMatMul"] == (3 if both else 2)
+    assert fixed_sqnr(given, made) >= 32
+    table = layer_table(
+        made, load_runtime("onnxruntime").layer_precisions(made, feeds=fixed_feeds(made))
+    )
+    assert next(row for row in table if row.layer == "rnn").achieved == "int8"
 
 
 @pytest.mark.parametrize(
