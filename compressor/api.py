@@ -198,7 +198,22 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
             labelled=_judges(metric),
         )
-        return _with_gates_checked(planned, metric)
+        return _with_gates_checked(_with_recurrent(planned, opened.source), metric)
+
+
+def _with_recurrent(planned: Plan, source: Artifact) -> Plan:
+    """`planned` with what each target makes of the recurrent layers of an ONNX source."""
+    if source.format != "onnx":
+        return planned
+    from compressor.quantization.recurrent_plan import recurrent_plan
+    from exporters._onnx_graph import load_model
+
+    model = load_model(source.path)
+    told = [
+        replace(target, recurrent=tuple(recurrent_plan(model, target.context)))
+        for target in planned.targets
+    ]
+    return replace(planned, targets=tuple(told))
 
 
 def _metric(recipe: Recipe, base_dir: Path, evaluation: Samples | None) -> Metric | None:

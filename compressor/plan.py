@@ -53,6 +53,7 @@ class PlannedTarget:
     rungs: tuple[PlannedRung, ...]
     gates: tuple[Gate, ...]
     explicit: bool = False
+    recurrent: tuple[str, ...] = ()  # what becomes of recurrent layers, where that was looked at
 
 
 @dataclass(frozen=True)

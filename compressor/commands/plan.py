@@ -28,6 +28,8 @@ def plan_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) ->
         for rung in (*target.twins, *target.rungs):
             steps = " → ".join(_spelled(s) for s in rung.steps) or "as it is"
             print(f"  {rung.name:10} {'skipped: ' + rung.skipped if rung.skipped else steps}")
+        for line in target.recurrent:
+            print(f"  recurrent  {line}")
         print(f"  gates      {', '.join(str(g) for g in target.gates)}")
     print("\nnothing stands in the way of a run")
     return 0
@@ -50,6 +52,7 @@ def _plan_json(planned: Any) -> dict[str, Any]:
             t.target.name: {
                 "device": t.context.device,
                 "gates": [str(g) for g in t.gates],
+                "recurrent": list(t.recurrent),
                 "rungs": [
                     {
                         "name": r.name,

@@ -36,9 +36,9 @@ class Options:
         share: with `store: 4`, of these weights' values at least this much gets 4 bits; the rest,
             where 4 bits hurt most, stays at 8.
         least: an LSTM with fewer weight values stays float, and so does a product with fewer than
-            4 times, an RNN with fewer than 8 times and a GRU with fewer than 24 times as many (12
-            if its sequences have one step): what surrounds the integer kernel would cost as much
-            as it saves.
+            4 times, an RNN with fewer than 8 times and a GRU with fewer than 24 times as many
+            (16 and 12 where sequences have one step): what surrounds the integer kernel would cost
+            as much as it saves.
         bias_correction: undo the shift that rounded weights give each layer's mean output, given
             calibration data.
         samples: of the calibration data, for that.

@@ -26,7 +26,7 @@ from runtimes.types import Artifact
 # How many times `least` weight values a kind of layer needs to gain. One product of a row with a
 # matrix is cheap, and the loop that a GRU or RNN becomes costs some microseconds a step.
 TIMES = {"LSTM": 1, "GRU": 24, "RNN": 8, "MatMul": 4, "Gemm": 4}
-SINGLE = {"GRU": 12, "RNN": 8}  # of sequences of one step, which need no loop
+SINGLE = {"GRU": 12, "RNN": 16}  # of sequences of one step, which need no loop
 DYNAMIC = "scales of activations are taken at run time"
 
 

@@ -356,3 +356,25 @@ def test_batch_first_lstms_stay_float():
     chosen, reasons = choose(model, Options(least=1), Context())
     assert not chosen
     assert "batch-first" in reasons["lstm"]
+
+
+def test_the_plan_says_what_becomes_of_recurrent_layers(tmp_path):
+    from compressor.quantization.recurrent_plan import recurrent_plan
+    from exporters._onnx_graph import load_model
+    from exporters.base import Context
+
+    found = {}
+    for name in ("lstm", "gru"):
+        model = load_model(subjects.source(tmp_path, "onnx", name).path)
+        for target in ("onnxruntime", "openvino"):
+            (found[name, target],) = recurrent_plan(model, Context(target=target))
+    assert found["gru", "openvino"].startswith("GRU rnn: weights stored in 8 or 4 bits")
+    assert "too few" in found["lstm", "onnxruntime"]
+    model = models.recurrent("LSTM", 0, hidden=96)
+    (line,) = recurrent_plan(model, Context(target="onnxruntime"))
+    assert line == "LSTM rnn: dynamic INT8"
+    model = models.recurrent("GRU", 0, hidden=400)
+    (line,) = recurrent_plan(model, Context(target="onnxruntime"))
+    assert line == "GRU rnn: dynamic INT8, as a loop over integer products"
+    kept = Context(target="onnxruntime", keep=Keep(float=("rnn",)))
+    assert recurrent_plan(model, kept) == ["GRU rnn: kept float (keep.float rnn)"]
