@@ -209,10 +209,12 @@ def _with_recurrent(planned: Plan, source: Artifact) -> Plan:
     from exporters._onnx_graph import load_model
 
     model = load_model(source.path)
-    told = [
-        replace(target, recurrent=tuple(recurrent_plan(model, target.context)))
-        for target in planned.targets
-    ]
+    told = []
+    for target in planned.targets:
+        steps = [*planned.shared, *(step for rung in target.rungs for step in rung.steps)]
+        dynamic = next((s.options for s in steps if s.name == "quantize_dynamic"), None)
+        lines = recurrent_plan(model, target.context, dynamic)
+        told.append(replace(target, recurrent=tuple(lines)))
     return replace(planned, targets=tuple(told))
 
 

@@ -12,22 +12,21 @@ from exporters.base import Context
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
-def recurrent_plan(model: Any, context: Context) -> list[str]:
+def recurrent_plan(model: Any, context: Context, dynamic: Any = None) -> list[str]:
     """One sentence for each fate that recurrent layers of `model` meet, with their names.
 
     Args:
         model: an `onnx.ModelProto` in normal form.
         context: of the target: its name, and the layers that the user keeps float.
+        dynamic: `Options` of a planned `quantize_dynamic`; None where none is planned.
     """
-    from compressor.passes.quantize_dynamic import Options
-
     nodes = [n for g in graphs(model.graph) for n in g.node if n.op_type in RECURRENT]
     if not nodes:
         return []
     taken: set[str] = set()
     reasons: dict[str, str] = {}
-    if context.target == "onnxruntime":
-        chosen, reasons = choose(model, Options(), context)
+    if dynamic is not None:
+        chosen, reasons = choose(model, dynamic, context)
         taken = {layer.node.name for layer in chosen}
     fates: dict[tuple[str, str], list[str]] = {}
     for node in nodes:

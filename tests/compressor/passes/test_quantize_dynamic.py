@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import helper
 
+from compressor.passes.quantize_dynamic import Options
 from compressor.quantization.ledger import ledger
 from compressor.quantization.precision import fallbacks, layer_table
-from exporters.base import Keep
+from compressor.quantization.recurrent_plan import recurrent_plan
+from exporters.base import Context, Keep
 from runtimes.base import load_runtime
 from runtimes.errors import Unsupported, UsageError
 from tests import models
@@ -347,9 +349,7 @@ def test_twice_is_refused(tmp_path):
 
 
 def test_batch_first_lstms_stay_float():
-    from compressor.passes.quantize_dynamic import Options
     from compressor.quantization.onnx_dynamic import choose
-    from exporters.base import Context
 
     model = lstm_net()
     model.graph.node[0].attribute.append(helper.make_attribute("layout", 1))
@@ -359,22 +359,27 @@ def test_batch_first_lstms_stay_float():
 
 
 def test_the_plan_says_what_becomes_of_recurrent_layers(tmp_path):
-    from compressor.quantization.recurrent_plan import recurrent_plan
-    from exporters._onnx_graph import load_model
-    from exporters.base import Context
+    def told(model, target="onnxruntime", options=None, keep=()):
+        (line,) = recurrent_plan(model, Context(target=target, keep=Keep(float=keep)), options)
+        return line
 
-    found = {}
-    for name in ("lstm", "gru"):
-        model = load_model(subjects.source(tmp_path, "onnx", name).path)
-        for target in ("onnxruntime", "openvino"):
-            (found[name, target],) = recurrent_plan(model, Context(target=target))
-    assert found["gru", "openvino"].startswith("GRU rnn: weights stored in 8 or 4 bits")
-    assert "too few" in found["lstm", "onnxruntime"]
-    model = models.recurrent("LSTM", 0, hidden=96)
-    (line,) = recurrent_plan(model, Context(target="onnxruntime"))
-    assert line == "LSTM rnn: dynamic INT8"
-    model = models.recurrent("GRU", 0, hidden=400)
-    (line,) = recurrent_plan(model, Context(target="onnxruntime"))
-    assert line == "GRU rnn: dynamic INT8, as a loop over integer products"
-    kept = Context(target="onnxruntime", keep=Keep(float=("rnn",)))
-    assert recurrent_plan(model, kept) == ["GRU rnn: kept float (keep.float rnn)"]
+    dynamic, large = Options(), models.recurrent("GRU", 0, hidden=400)
+    assert told(models.recurrent("LSTM", 0, hidden=96), options=dynamic) == "LSTM rnn: dynamic INT8"
+    line = "GRU rnn: dynamic INT8, as a loop over integer products"
+    assert told(large, options=dynamic) == line
+    assert "too few" in told(models.lstm(), options=dynamic)
+    kept = told(large, options=dynamic, keep=("rnn",))
+    assert kept == "GRU rnn: kept float (keep.float rnn)"
+    stored = "GRU rnn: weights stored in 8 or 4 bits, computed in float"
+    assert told(models.gru(), "openvino").startswith(stored)
+
+
+def test_compress_plan_shows_it(tmp_path):
+    from compressor.api import make_plan_for
+    from compressor.recipe import load_recipe
+
+    models.save(models.recurrent("LSTM", 0, hidden=96), tmp_path / "net.onnx")
+    steps = ["to_onnxruntime", "quantize_dynamic"]
+    targets = {"onnxruntime": {"steps": steps}}
+    recipe = load_recipe({"model": {"source": "net.onnx"}, "targets": targets})
+    assert make_plan_for(recipe, tmp_path).targets[0].recurrent == ("LSTM rnn: dynamic INT8",)
