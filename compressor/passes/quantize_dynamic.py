@@ -18,7 +18,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 2
+REV = 3
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
@@ -39,9 +39,11 @@ class Options:
             4 times, an RNN with fewer than 8 times and a GRU with fewer than 24 times as many
             (16 and 12 where sequences have one step): what surrounds the integer kernel would cost
             as much as it saves.
+        reconstruct: with `store: 4` and calibration data, round so that each layer's outputs change
+            least, and not its weights.
         bias_correction: undo the shift that rounded weights give each layer's mean output, given
             calibration data.
-        samples: of the calibration data, for that.
+        samples: of the calibration data, for these two.
     """
 
     ops: tuple[str, ...] = ("LSTM", "GRU", "RNN", "MatMul", "Gemm")
@@ -49,6 +51,7 @@ class Options:
     store: Literal[8, 4] = 8
     share: float = 0.97
     least: int = 16384
+    reconstruct: bool = True
     bias_correction: bool = True
     samples: int = 300
 

@@ -17,7 +17,8 @@ from compressor.quantization.onnx_weights import attribute
 
 if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer
-    from compressor.quantization.onnx_dynamic_write import Rounded, Writer
+    from compressor.quantization.onnx_dynamic_rounding import Rounded
+    from compressor.quantization.onnx_dynamic_write import Writer
 
 GATES = {"GRU": 3, "RNN": 1}
 OPSET = 15  # of Shape with a start and an end

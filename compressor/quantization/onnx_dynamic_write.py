@@ -6,61 +6,25 @@ output, a product's as [inputs, outputs] with one per output. In 4 bits: INT4 â†
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.quantization.calibration import batches, calibrate
+from compressor.quantization.calibration import batches
 from compressor.quantization.onnx_dynamic_loop import GATES, loop_nodes
+from compressor.quantization.onnx_dynamic_rounding import Rounded, input_means, round_weights
 from compressor.quantization.onnx_index import Names, take_over_names
-from compressor.quantization.onnx_weights import (
-    attribute,
-    dequantize,
-    int4_tensor,
-    noise_share,
-    quantize_int4,
-    quantize_int8,
-)
-from compressor.quantization.storage import Tensor, keep_in_8_bits
+from compressor.quantization.onnx_weights import int4_tensor
 from exporters._onnx_graph import drop_dead_weights, graphs
 from exporters._onnx_graph import replace as replace_items
 from exporters.base import Env
-from runtimes.base import Feeds
 from runtimes.types import TensorSpec
 
 if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer
 
 MICROSOFT = "com.microsoft"
-RECURRENT = {"LSTM", *GATES}
-
-
-class Rounded:
-    """A weight as rows of one output each ([outputs, inputs]), rounded to 8 or 4 bits."""
-
-    def __init__(self, rows: Any, limit: int) -> None:
-        self.rows, self.limit = rows, limit
-        self.bits = 0
-        self.integers: Any = None
-        self.scale: Any = None
-
-    def round(self, bits: int) -> None:
-        """Choose integers and scales."""
-        self.bits = bits
-        self.integers, self.scale = (
-            quantize_int4(self.rows, 0) if bits == 4 else quantize_int8(self.rows, 0, self.limit)
-        )
-
-    @property
-    def error(self) -> Any:
-        """The weight minus what it was rounded to."""
-        return self.rows - dequantize(self.integers, self.scale, 0)
-
-    @property
-    def noise(self) -> float:
-        """Power of the rounding error over that of the weight."""
-        return noise_share(self.rows, self.integers, self.scale, 0)
 
 
 def write(
@@ -76,91 +40,25 @@ def write(
     Args:
         model: the `onnx.ModelProto` the layers belong to.
         layers: what to change.
-        options: `store`, `share`, `bias_correction`, `samples` of `quantize_dynamic.Options`.
+        options: of `quantize_dynamic`.
         env: for calibration data.
         limit: largest magnitude of an 8-bit weight.
         inputs: the model's.
     """
-    rounded = {
-        (layer.node.name, port): Rounded(_rows(layer, tensor), limit)
-        for layer in layers
-        for port, tensor in layer.weights.items()
-    }
-    _round(layers, rounded, options)
-    data = env.data.get("calibration") if options.bias_correction else None
+    data, threads = env.data.get("calibration"), env.context.threads
+    feeds = None if data is None else (lambda: batches(data, inputs, options.samples))
+    rounded = round_weights(
+        model, layers, options, limit, feeds if options.reconstruct else None, threads
+    )
     means: Mapping[str, tuple[Any, Any]] = {}
-    if data is not None:
-        feeds = lambda: batches(data, inputs, options.samples)  # noqa: E731
-        means = _means(model, layers, feeds, env.context.threads)
+    if feeds is not None and options.bias_correction:
+        means = input_means(model, layers, feeds, threads)
     Writer(model, rounded, means).write(layers)
     return {
         tensor.name: rounded[layer.node.name, port].bits
         for layer in layers
         for port, tensor in layer.weights.items()
     }
-
-
-def _rows(layer: Layer, tensor: Any) -> Any:
-    """A weight with one row an output: directions of an LSTM one below the other."""
-    import onnx
-
-    values = onnx.numpy_helper.to_array(tensor)
-    if layer.node.op_type in RECURRENT:
-        return values.reshape(-1, values.shape[-1])
-    transposed = layer.node.op_type == "Gemm" and attribute(layer.node, "transB", 0)
-    return np.ascontiguousarray(values if transposed else values.T)
-
-
-def _round(layers: Sequence[Layer], rounded: Mapping[Any, Rounded], options: Any) -> None:
-    for weight in rounded.values():
-        weight.round(options.store)
-    if options.store == 8:
-        return
-    tensors = {
-        tensor.name: rounded[layer.node.name, port]
-        for layer in layers
-        for port, tensor in layer.weights.items()
-    }
-    stay = keep_in_8_bits(
-        [Tensor(name, w.rows.size, w.noise) for name, w in tensors.items()], options.share
-    )
-    for layer in layers:
-        for port, tensor in layer.weights.items():
-            if tensor.name in stay:
-                rounded[layer.node.name, port].round(8)
-
-
-def _means(
-    model: Any, layers: Sequence[Layer], feeds: Callable[[], Iterator[Feeds]], threads: int
-) -> dict[str, tuple[Any, Any]]:
-    """Node â†’ mean of each of its inputs, and for an LSTM of each state of each direction."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    taken, ranks = {layer.node.name for layer in layers}, _ranks(model)
-    names = Names(*graphs(copy.graph))
-    axes: dict[str, tuple[int, ...]] = {}
-    read: dict[str, tuple[str, str]] = {}
-    for node in copy.graph.node:
-        if node.name not in taken:
-            continue
-        if node.op_type in RECURRENT:
-            if not node.output[0]:
-                node.output[0] = names.new("y")
-            axes[node.input[0]], axes[node.output[0]] = (0, 1), (0, 2)
-            read[node.name] = node.input[0], node.output[0]
-        elif ranks.get(node.input[0], 0) > 1:
-            axes[node.input[0]] = tuple(range(ranks[node.input[0]] - 1))
-            read[node.name] = node.input[0], ""
-    found = calibrate(copy, [], axes, feeds, threads=threads).means
-    return {name: (found.get(x), found.get(h)) for name, (x, h) in read.items()}
-
-
-def _ranks(model: Any) -> dict[str, int]:
-    from compressor.quantization.onnx_index import index
-
-    return index(model).ranks
 
 
 class Writer:
