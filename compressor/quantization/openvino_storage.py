@@ -62,7 +62,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     for weight in weights:
         key = weight.top.get_friendly_name()
         width = 8 if key in stay else options.bits
-        bits[weight.name] = width
+        bits[key] = width  # by weight: a recurrent layer has two
         if width == 8 and weight.integer:
             continue
         made[key] = integers, scale = _round(weight, 8) if key in stay else made[key]
@@ -74,23 +74,32 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         _correct(model, errors, feeds)
     for weight in weights:
         key = weight.top.get_friendly_name()
-        if bits[weight.name] == 4 or not weight.integer:
-            replace_weight(weight, *made[key], bits[weight.name])
-    share = sum(w.values.size for w in weights if bits[w.name] == 4) / sum(
-        w.values.size for w in weights
-    )
+        if bits[key] == 4 or not weight.integer:
+            replace_weight(weight, *made[key], bits[key])
+    four = sum(w.values.size for w in weights if bits[w.top.get_friendly_name()] == 4)
+    share = four / sum(w.values.size for w in weights)
+    told = _by_layer(weights, bits)
     write_ir(model, env.work / source.entry, source)
     facts = {
         **source.facts,
         "container": "ir",
-        "storage": {"bits": bits, "share_4_bits": round(share, 4)},
-        "notes": [*source.facts.get("notes", []), storage_note(bits, share)],
+        "storage": {"bits": told, "share_4_bits": round(share, 4)},
+        "notes": [*source.facts.get("notes", []), storage_note(told, share)],
     }
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
     )
     require_smaller(source, artifact)
     return require_drop_in(source, artifact)
+
+
+def _by_layer(weights: list[Weight], bits: dict[str, int]) -> dict[str, int]:
+    """Bits under the names of layers; of a layer's second weight with a number behind."""
+    told: dict[str, int] = {}
+    for weight in weights:
+        name = f"{weight.name} (2)" if weight.name in told else weight.name
+        told[name] = bits[weight.top.get_friendly_name()]
+    return told
 
 
 def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None:
