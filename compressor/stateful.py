@@ -238,7 +238,8 @@ class Steps:
     Meets `exporters.base.Samples`, so what calibrates or times needs to know nothing of state.
 
     Attributes:
-        original: the original model as ONNX; set before anything but the first step is read.
+        original: the model whose states these are, the original as ONNX in a run; set before
+            anything but the first step is read.
     """
 
     labels = None
@@ -304,7 +305,8 @@ class Steps:
         wanted = set(self.places)
         sequences = sorted({i for i, _ in wanted})
         size = 1 if self.state.alone or self.whole.ragged else _BATCH
-        with load_runtime("onnxruntime").open_session(self.original) as session:
+        engine = "openvino" if self.original.format == "openvino" else "onnxruntime"
+        with load_runtime(engine).open_session(self.original) as session:
             for start in range(0, len(sequences), size):
                 self._keep(session.run, sequences[start : start + size], wanted)
 

@@ -71,11 +71,23 @@ def _bench_feeds(args: argparse.Namespace, artifact: Artifact, batch: int) -> li
         dims = {str(s.shape[0]): batch for s in artifact.inputs if s.shape}
         dims = {**dict(artifact.facts.get("dims", {})), **dims}
         return [example_feeds(artifact.inputs, dims, args.seed + i) for i in range(8)]
-    from compressor.data import open_data
-
-    samples = open_data(args.feeds, "evaluation", artifact.inputs, Path.cwd())
+    samples = _timing_samples(args.feeds, artifact)
     rng = np.random.default_rng(args.seed)
     return [samples.feeds(rng.integers(0, len(samples), batch).tolist()) for _ in range(8)]
+
+
+def _timing_samples(path: str, artifact: Artifact) -> Any:
+    """What `--feeds` names; of sequences single steps, with the states of the first artifact."""
+    from compressor.opening import open_data_sets
+    from compressor.stateful import RecurrentState, Steps
+
+    state = RecurrentState.of(artifact)
+    (samples,) = open_data_sets({"evaluation": path}, artifact.inputs, Path.cwd(), state).values()
+    if state is None:
+        return samples
+    steps = Steps(samples, state)
+    steps.original = artifact
+    return steps
 
 
 def _print_bench(found: Any) -> None:

@@ -9,7 +9,9 @@ import pytest
 from onnx import helper
 
 from compressor import compress
+from compressor.cli import build_parser, main
 from compressor.drift import drift
+from compressor.flags import recipe_from_flags
 from compressor.metrics import load_metric
 from compressor.metrics.steps import over_steps
 from compressor.opening import open_data_sets
@@ -309,10 +311,24 @@ def test_a_run_carries_state_from_calibration_to_the_report(target, tmp_path):
     assert found.comparison.n == 8
     twin = result.record.target(target).candidate("twin")
     assert twin.drift[-1].output_sqnr_db > 60
+    assert not [w for w in result.record.warnings if w.startswith("calibration data: only")]
+    np.savez(tmp_path / "feeds.npz", frame=sequences(3, 10))
+    args = ["bench", str(tmp_path / "out" / target), "--feeds", str(tmp_path / "feeds.npz")]
+    assert main([*args, "--effort", "quick"]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "After 1,000 steps" in text
     assert "Real-time factor" in text
     assert result.record.recipe["model"]["state"] == BOTH
+
+
+def test_the_command_line_names_state():
+    args = build_parser().parse_args(
+        ["run", "net.onnx", "--target", "onnxruntime", "--state", "h_in=h_out", "--state", "c=d"]
+    )
+    assert recipe_from_flags(args)[0].model.state == {"h_in": "h_out", "c": "d"}
+    args.state = ["h_in"]
+    with pytest.raises(UsageError, match="not a state"):
+        recipe_from_flags(args)
 
 
 def test_ranges_come_from_real_states(tmp_path):
