@@ -9,6 +9,7 @@ kernels: `Constant(i4)` → `Convert(i8)` → `Convert(f32)` → `Multiply(scale
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,9 @@ def weight_bits(op: Any) -> int | None:
 
 
 def find_weights(model: Any, least: int) -> list[Weight]:
-    """Weights of at least `least` values, once each, in topological order."""
+    """Weights of at least `least` values, once each, in topological order, those in bodies too."""
     found: dict[str, Weight] = {}
-    for op in model.get_ordered_ops():
+    for op in _all_ops(model):
         kind = op.get_type_name()
         if kind in WEIGHTED_TYPES:
             ports = [1]
@@ -76,6 +77,29 @@ def find_weights(model: Any, least: int) -> list[Weight]:
             if made is not None:
                 found.setdefault(made.top.get_friendly_name(), made)
     return list(found.values())
+
+
+def _all_ops(model: Any) -> Iterator[Any]:
+    """Every op in topological order, a loop's or branch's body before what it stands in.
+
+    A body's constants get the name of their loop in front: names are unique in one body only.
+    """
+    for op in model.get_ordered_ops():
+        for body in bodies(op):
+            for inner in body.get_ordered_ops():
+                name, outer = inner.get_friendly_name(), op.get_friendly_name()
+                if inner.get_type_name() == "Constant" and not name.startswith(outer + "/"):
+                    inner.set_friendly_name(f"{outer}/{name}")
+            yield from _all_ops(body)
+        yield op
+
+
+def bodies(op: Any) -> list[Any]:
+    """The models inside a TensorIterator, Loop or If; none in others."""
+    kind = op.get_type_name()
+    if kind in {"TensorIterator", "Loop"}:
+        return [op.get_function()]
+    return [op.get_function(0), op.get_function(1)] if kind == "If" else []
 
 
 def _recurrent_ports(op: Any) -> list[int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from compressor.quantization.ledger import ledger
 from exporters.base import Keep
 from runtimes.errors import Unsupported
+from tests import models
 from tests.compressor.quantization.helpers import (
     apply,
     executed,
@@ -16,6 +19,7 @@ from tests.compressor.quantization.helpers import (
     refused,
     sqnr_db,
 )
+from tests.net import Net
 
 BOTH = pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 
@@ -126,3 +130,28 @@ def test_the_two_weights_of_a_recurrent_layer_may_have_different_bits(target, tm
     assert {4, 8} == set(made.facts["storage"]["bits"].values())
     assert stored(made, "int4") > 0 < stored(made, "int8")
     assert sqnr_db(given, made) > 14
+
+
+def scanned():
+    """A recurrent cell written as a Scan, as some exporters do; its weights lie in the body."""
+    net, body = Net(0), Net(1)
+    x = body.op("MatMul", "frame", body.constant("W", body.weight_values(64, 64)), name="input")
+    h = body.op("MatMul", "state", body.constant("R", body.weight_values(64, 64)), name="again")
+    x = body.op("Tanh", body.op("Add", x, h, name="add"), name="next")
+    y = body.op("Identity", x, name="copy")
+    values = [helper.make_tensor_value_info(n, 1, [1, 64]) for n in ("state", "frame", x, y)]
+    graph = helper.make_graph(body.nodes, "body", values[:2], values[2:], body.weights)
+    start = net.constant("start", np.zeros((1, 64)))
+    net.op("Scan", start, "x", name="scan", outputs=2, body=graph, num_scan_inputs=1)
+    shape = ["batch", 1, 64]  # the steps: the helpers give each first axis their samples
+    return net.model({"x": shape}, {"y": ("scan.out1", shape)})
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_openvino_folds_weights_in_the_bodies_of_loops(bits, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.ALL, "scanned", scanned)
+    given = prepared(tmp_path, "scanned", "openvino")
+    made = apply(tmp_path, given, "quantize_weights", bits=bits, share=1.0, calibrated=False)
+    assert stored(made, f"int{bits}") == 2 * 64 * 64 * bits // 8
+    assert stored(made, "float") == 0
+    assert sqnr_db(given, made) > (38 if bits == 8 else 15)
