@@ -26,7 +26,8 @@ from runtimes.types import Artifact, TensorSpec, canonical
 Run = Callable[[Feeds], Outputs]
 Array = np.ndarray[Any, Any]
 MOST_STEPS = 4096  # single steps kept of a data set of sequences
-MOST_RUNS = 32768  # steps run to find the states at those
+MOST_RUNS = 8192  # steps run to find the states at those
+LEAST_STEPS = 64  # of each sequence, where there are more sequences than MOST_RUNS allows
 STATE_BYTES = 256 << 20  # of states held in memory
 _BATCH = 32
 
@@ -257,14 +258,18 @@ class Steps:
         self.description = f"{where}: {len(self):,} single steps"
 
     def _places(self, seed: int) -> tuple[list[tuple[int, int]], set[Any]]:
-        """(sequence, step) of each sample: the very first step, then others as drawn."""
+        """(sequence, step) of each sample: the very first step, then others as drawn.
+
+        Long data is cut: first the sequences, down to `LEAST_STEPS`, then their number.
+        """
+        longest = max(LEAST_STEPS, MOST_RUNS // len(self.whole))
         found: list[tuple[int, int]] = []
         shapes = set()
         first = self.whole.feeds([0])
         size = sum(array.nbytes for array in self.state.first(first).values())
         for i in range(len(self.whole)):
             feeds = self.whole.feeds([i]) if self.whole.ragged else first
-            steps = steps_of(feeds, self.state)
+            steps = min(longest, steps_of(feeds, self.state))
             if len(found) + steps > MOST_RUNS and found:
                 break
             found += [(i, at) for at in range(steps)]

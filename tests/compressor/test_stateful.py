@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from compressor import compress
+from compressor import compress, stateful
 from compressor.cli import build_parser, main
 from compressor.drift import drift
 from compressor.flags import recipe_from_flags
@@ -173,6 +173,15 @@ def test_batches_of_steps_fit_the_model(tmp_path):
     assert (len(indices), feeds["frame"].shape, feeds["c_in"].shape) == (16, (16, 8), (2, 16, 24))
     with load_runtime("onnxruntime").open_session(artifact) as session:
         assert session.run(feeds)["logits"].shape == (16, 10)
+
+
+def test_long_data_is_cut_in_steps_before_sequences(tmp_path):
+    artifact = opened(tmp_path, layered(), BOTH)
+    samples, state = data(artifact, {"frame": sequences(100, 300)})
+    places = Steps(samples, state).places
+    assert len(places) == stateful.MOST_STEPS
+    assert len({i for i, _ in places}) == 100
+    assert max(at for _, at in places) == stateful.MOST_RUNS // 100 - 1
 
 
 def test_the_data_may_give_the_first_state(tmp_path):
