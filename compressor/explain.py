@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable
 
 from compressor.report import show
+from compressor.report.slower import sentences, slower
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult
 
 WIDTH = 100
@@ -75,7 +76,7 @@ def _not_smaller(target: TargetResult, chosen: Candidate) -> list[str]:
 
 def _not_faster(target: TargetResult, chosen: Candidate) -> list[str]:
     """Where the time goes that did not shrink."""
-    lines: list[str] = []
+    lines = [text for cost in slower(target)[-1:] for text in sentences(cost)]
     timed = [row for row in chosen.layers if row.time_ns]
     total = sum(row.time_ns or 0 for row in timed)
     slow = sorted(show.kept_float(chosen), key=lambda row: -(row.time_ns or 0))

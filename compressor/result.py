@@ -93,7 +93,10 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: what was asked, what the engine ran, and why they differ."""
+    """One layer: what was asked, what the engine ran, and why they differ.
+
+    A row that only converts between precisions or memory layouts names the layers `beside` it.
+    """
 
     layer: str
     op: str
@@ -102,6 +105,7 @@ class LayerRow:
     weight_bytes: int = 0
     time_ns: int | None = None
     reason: str = ""
+    beside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ class LayerPrecision:
     """What the engine itself says of one executed layer.
 
     `layers` are the source nodes fused into it; `precision` is `int8`, `float16`, `bfloat16`,
-    `float32`, …; `time_ns` is the engine's own figure where it gives one.
+    `float32`, …; `time_ns` is the engine's own figure where it gives one. Of a layer that only
+    converts (to another precision or memory layout) `beside` names the layers it stands between.
     """
 
     layer: str
@@ -79,6 +80,7 @@ class LayerPrecision:
     precision: str
     layers: Tuple[str, ...] = ()
     time_ns: Optional[int] = None
+    beside: Tuple[str, ...] = ()
 
 
 class Runtime(Protocol):

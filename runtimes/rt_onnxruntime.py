@@ -18,11 +18,13 @@ import numpy as np
 
 from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, UsageError
+from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import merge_layers, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
 FORMATS = frozenset({"onnx", "onnxruntime"})
 _PROFILED_RUNS = 5
+_DUMPED_BYTES = 500_000_000  # of larger models the executed graph is not written out
 _HOLDING = ("If", "Loop", "Scan")
 _Event = Dict[str, Any]
 
@@ -116,13 +118,20 @@ def layer_precisions(
         options = _options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
+        executed = Path(folder) / "executed.onnx"
+        if artifact.size_bytes < _DUMPED_BYTES:  # the engine's own graph: who converts for whom
+            options.optimized_model_filepath = str(executed)
         engine = _load(artifact, options, device)
         check_feeds(artifact.inputs, feeds)
         for _ in range(_PROFILED_RUNS):
             engine.run(None, dict(feeds))
         events = json.loads(Path(engine.end_profiling()).read_text(encoding="utf-8"))
-    layers = [_layer(group, inner) for group, inner in _by_node(events)]
-    return merge_layers(layers, read_nodes(artifact.path))
+        nodes = read_nodes(executed) if executed.is_file() else []
+    found = [_layer(group, inner) for group, inner in _by_node(events)]
+    layers = merge_layers(found, read_nodes(artifact.path))
+    if [layer.op for layer in found] != [node.op for node in nodes]:
+        return layers
+    return with_neighbours(layers, nodes)
 
 
 def _engine() -> Any:

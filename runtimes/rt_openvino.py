@@ -17,6 +17,7 @@ import numpy as np
 
 from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable, UsageError
+from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import Node, add_folded, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
@@ -141,6 +142,7 @@ def layer_precisions(
     source = read_nodes(artifact.path)
     renamed = _output_nodes(artifact, source)
     layers = [_layer(node.get_friendly_name(), _facts(node), renamed) for node in nodes]
+    layers = with_neighbours(layers, [_executed(node) for node in nodes])
     return add_folded([layer for layer in layers if layer.op not in _NOT_LAYERS], source)
 
 
@@ -219,6 +221,13 @@ def _plain(value: Any) -> str:
 def _facts(node: Any) -> Dict[str, str]:
     info = node.get_rt_info()
     return {key: str(getattr(info[key], "value", info[key])) for key in info}
+
+
+def _executed(node: Any) -> Node:
+    """A node of the runtime model with its edges."""
+    name = node.get_friendly_name()
+    reads = [value.get_node().get_friendly_name() for value in node.input_values()]
+    return Node(name, node.get_type_name(), tuple(reads), (name,))
 
 
 def _layer(name: str, facts: Dict[str, str], renamed: Dict[str, str]) -> LayerPrecision:

@@ -141,6 +141,7 @@ def _unasked(layer: LayerPrecision, held: Mapping[str, int]) -> LayerRow:
         achieved=layer.precision,
         weight_bytes=held.get(layer.layer, 0),
         time_ns=layer.time_ns,
+        beside=list(layer.beside),
     )
 
 

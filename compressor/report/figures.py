@@ -6,7 +6,11 @@ import re
 from typing import Any
 
 from compressor.report import charts, show
+from compressor.report.slower import CONVERSIONS, FLOATS, INTEGER, MOST, Slower, sentences
 from compressor.result import Candidate, LedgerRow, TargetResult, Timing
+
+# Class of layers → the style sheet's colour.
+TIMES = {INTEGER: "int8", CONVERSIONS: "scale", FLOATS: "float"}
 
 
 def pareto(target: TargetResult) -> dict[str, Any] | None:
@@ -108,6 +112,35 @@ def ledger(target: TargetResult) -> dict[str, Any] | None:
     ]
     total = f"{sum(row.size_bytes for row in chosen.ledger):,}"
     return {"name": chosen.name, "rows": rows, "legend": legend, "total": total}
+
+
+def slower_view(cost: Slower) -> dict[str, Any]:
+    """Time by class of layers, in the twin and in a candidate that its speed gate stopped."""
+    full = float(max(cost.total)) or 1.0
+    rows = []
+    for at, name in ((1, cost.over), (0, cost.name)):
+        parts = [
+            charts.Part(f"{kind}: {show.ms(ns[at] / 1e6)}", TIMES[kind], float(ns[at]))
+            for kind, ns in cost.times.items()
+            if ns[at]
+        ]
+        rows.append((name, show.ms(cost.total[at] / 1e6), charts.bar(parts, full)))
+    legend = [
+        (TIMES[kind], kind, show.ms(here / 1e6), f"{cost.over} {show.ms(there / 1e6)}")
+        for kind, (here, there) in cost.times.items()
+    ]
+    layers = [
+        (name, show.ms(here / 1e6), show.ms(there / 1e6) if there else "inside another")
+        for name, here, there in cost.layers[:MOST]
+    ]
+    return {
+        "name": cost.name,
+        "over": cost.over,
+        "sentences": sentences(cost),
+        "rows": rows,
+        "legend": legend,
+        "layers": layers,
+    }
 
 
 def ordered(target: TargetResult) -> list[Candidate]:

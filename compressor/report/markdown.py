@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compressor.report import show, view
+from compressor.report.slower import Slower, sentences, slower
 from compressor.report.text import headline_state
 from compressor.result import LayerRow, RunRecord, TargetResult
 
@@ -113,6 +114,7 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         parts.append(
             _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))
         )
+    parts += [_slower(target.name, cost) for cost in slower(target)]
     kept = [
         [_cell(show.names(found, 5)), _cell(reason), _weights(found)]
         for reason, found in show.by_reason(show.kept_float(chosen)).items()
@@ -121,6 +123,18 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         lines = _table(["Layers", "Why", "Weights"], kept[:ROWS])
         parts.append(_folded(f"{target.name}: kept float", lines))
     return parts
+
+
+def _slower(target: str, cost: Slower) -> str:
+    """What made a candidate slower than its twin."""
+    rows = [[kind, *(show.ms(ns / 1e6) for ns in pair)] for kind, pair in cost.times.items()]
+    rows += [
+        [_cell(name), show.ms(here / 1e6), show.ms(there / 1e6) if there else "inside another"]
+        for name, here, there in cost.layers[:3]
+    ]
+    told = [f"{_cell(text)}." for text in sentences(cost)]
+    table = _table(["Layers", _cell(cost.name), _cell(cost.over)], rows)
+    return _folded(f"{target}: what cost {cost.name} its time", [*told, "", *table])
 
 
 def _weights(rows: Sequence[LayerRow]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from compressor.report import show
+from compressor.report.slower import sentences, slower
 from compressor.result import Candidate, RunRecord, State, TargetResult
 
 WIDTH = 100
@@ -56,6 +57,8 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     if chosen is None:
         return lines + _wrapped("why", target.reason or "nothing was built")
     lines += _why(target) + _ships(target, chosen)
+    for cost in slower(target)[-1:]:
+        lines += _wrapped("slower", "; ".join(sentences(cost)))
     lines += _numbers(record, chosen)
     return lines + _kept(chosen) + _passed(chosen)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from compressor.report import charts, show
-from compressor.report.figures import latency, ledger, ordered, pareto, role_of
+from compressor.report.figures import latency, ledger, ordered, pareto, role_of, slower_view
+from compressor.report.slower import slower
 from compressor.result import Candidate, Check, RunRecord, TargetResult, Timing
 
 LAYER_LIMIT = 1500
@@ -37,7 +38,7 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
     }
     if chosen is None:
         empty: dict[str, Any] = {"table": None, "ledger": None, "layers": None}
-        return view | empty | {key: [] for key in ("tiles", "gates", "charts", "notes")}
+        return view | empty | {key: [] for key in ("tiles", "gates", "charts", "slower", "notes")}
     return view | {
         "tiles": _tiles(record, chosen),
         "gates": [gate_view(check) for check in _worst_first(chosen.checks)],
@@ -45,6 +46,7 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "charts": [c for c in (pareto(target), latency(target)) if c],
         "ledger": ledger(target),
         "layers": layer_view(chosen),
+        "slower": [slower_view(cost) for cost in slower(target)],
         "notes": chosen.notes,
     }
 
