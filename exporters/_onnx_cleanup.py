@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters._onnx_fold import fold_moves
 from exporters._onnx_graph import STANDARD_DOMAINS, drop_dead_weights, reads, replace, subgraphs
 
 _Edit = Callable[[Any], int]
@@ -19,6 +20,7 @@ def clean(model: Any) -> dict[str, int]:
     """Apply every edit to the main graph until none changes anything; returns counts by edit."""
     edits: dict[str, _Edit] = {
         "identities removed": drop_identities,
+        "moved constants folded": lambda _: fold_moves(model),
         "batch norms folded": fold_batch_norms,
         "dead nodes removed": drop_dead_nodes,
         "dead weights removed": drop_dead_weights,

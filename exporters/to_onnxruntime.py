@@ -40,7 +40,7 @@ from exporters.base import (
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx"})
 PRODUCES = "onnxruntime"
 NEEDS: frozenset[str] = frozenset()

@@ -28,7 +28,7 @@ from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, exampl
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
-REV = 3
+REV = 4
 ACCEPTS = frozenset({"onnx"})
 PRODUCES = "openvino"
 NEEDS: frozenset[str] = frozenset()
