@@ -91,15 +91,18 @@ def round_weights(
         data: feeds, to round by what the layers' inputs are like; None: to nearest.
         threads: of the engine.
     """
-    found = {
-        (layer.node.name, port): Rounded(_rows(layer, tensor), _parts(layer), limit)
-        for layer in layers
-        for port, tensor in layer.weights.items()
-    }
+    once: dict[tuple[str, Any], Rounded] = {}  # unrolled loops share one weight many times
+    found: dict[Key, Rounded] = {}
+    for layer in layers:
+        for port, tensor in layer.weights.items():
+            same = tensor.name, attribute(layer.node, "transB", 0)
+            if same not in once:
+                once[same] = Rounded(_rows(layer, tensor), _parts(layer), limit)
+            found[layer.node.name, port] = once[same]
     if data is not None and options.store == 4:
         for key, gram in _grams(model, layers, data, threads):
             found[key].gram = gram
-    for weight in found.values():
+    for weight in once.values():
         weight.round(options.store)
     if options.store == 4:
         _keep_some_in_8_bits(layers, found, options.share)
@@ -138,8 +141,9 @@ def _keep_some_in_8_bits(
     stay = keep_in_8_bits([Tensor(n, w.rows.size, w.noise) for n, w in tensors.items()], share)
     for layer in layers:
         for port, tensor in layer.weights.items():
-            if tensor.name in stay:
-                found[layer.node.name, port].round(8)
+            weight = found[layer.node.name, port]
+            if tensor.name in stay and weight.bits != 8:
+                weight.round(8)
 
 
 def _rows(layer: Layer, tensor: Any) -> Any:
