@@ -8,10 +8,11 @@ benchmarks/quantization_storage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from compressor.quantization import storage
 from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
@@ -34,6 +35,10 @@ class Options:
         least: smaller tensors (in values) are left as they are.
         bias_correction: undo the shift of each layer's mean output, given calibration data.
         samples: of the calibration data, for that.
+        assign: weight or layer name → bits (4, 8, 16 for half, or 32 to leave it alone), over what
+            `bits` and `share` say.
+        block: columns of a weight that share a scale, where a float layer stores 4 bits and they
+            divide evenly; 0 is one scale per output channel.
     """
 
     bits: Literal[8, 4] = 4
@@ -41,27 +46,18 @@ class Options:
     least: int = 256
     bias_correction: bool = True
     samples: int = 300
+    assign: Mapping[str, int] = field(default_factory=dict)
+    block: int = 0
 
 
 def tools() -> dict[str, str]:
     """Versions of what reads and writes the models."""
-    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    try:
-        found["openvino"] = metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return found
-    return found
+    return storage.tools()
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
     """Why this model's weights cannot be stored in fewer bits."""
-    if source.format == "openvino":
-        from compressor.quantization import openvino_storage
-
-        return openvino_storage.refusals(source, options, context)
-    from compressor.quantization import onnx_storage
-
-    return onnx_storage.refusals(source, options, context)
+    return storage.refusals(source, options, context)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:

@@ -2,109 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compressor.quantization.calibration import batches, calibrate
-from compressor.quantization.keep import kept
-from compressor.quantization.onnx_index import Index, Names, index, take_over_names
+from compressor.quantization.keep import Named, kept
+from compressor.quantization.onnx_find import Weight, find_weights, hoist_weights
+from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_pass import require_smaller
-from compressor.quantization.onnx_static import correct_biases, mean_axes, named_nodes
-from compressor.quantization.onnx_weights import (
-    broadcast,
-    dequantize,
-    int4_tensor,
-    noise_share,
-    output_axis,
-    quantize_int4,
-    quantize_int8,
+from compressor.quantization.onnx_static import correct_biases, mean_axes
+from compressor.quantization.onnx_storage_write import StorageWriter, blockable, dequantized
+from compressor.quantization.onnx_weights import noise_share, quantize_int4, quantize_int8
+from compressor.quantization.reconstruction import damage, reconstruct
+from compressor.quantization.storage import (
+    Rounded,
+    Tensor,
+    assigned,
+    check_widths,
+    keep_in_8_bits,
+    unknown_names,
 )
-from compressor.quantization.storage import Tensor, keep_in_8_bits
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import (
-    OPSET,
-    drop_dead_weights,
-    load_model,
-    opset_of,
-    replace,
-    save_model,
-)
+from exporters._onnx_graph import OPSET, graphs, load_model, opset_of, save_model
 from exporters._onnx_opset import upgrade_opset
 from exporters.base import Context, Env
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-# Which input of an op is a weight.
-_PORTS = {
-    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), "Gather": (0,),
-    "GRU": (1, 2), "LSTM": (1, 2), "RNN": (1, 2),
-}  # fmt: skip
+__all__ = ["Weight", "find_weights", "refusals", "run", "storage_note"]
+
+# Rounds weights to 4 bits: by tensor name, the integers with their noise.
+Rounding = Callable[[Any, Index, Sequence[Weight], int], Mapping[str, Rounded]]
 
 
-@dataclass
-class Weight:
-    """A stored weight: its tensor, the node that computes with it, its values.
-
-    `dequantize` is the DequantizeLinear that reads it, where it is an INT8 one.
-    """
-
-    tensor: Any
-    node: Any
-    values: Any
-    axis: int
-    dequantize: Any | None = None
-
-
-def find_weights(graph: Index, least: int, kept_nodes: set[str]) -> list[Weight]:
-    """Float weights and INT8 weights of at least `least` values, once each, in order."""
-    found: dict[str, Weight] = {}
-    for node in graph.graph.node:
-        for port in _PORTS.get(node.op_type, ()) if node.name not in kept_nodes else ():
-            made = _weight(graph, node, port)
-            if made is not None and made.values.size >= least and made.values.ndim > 1:
-                found.setdefault(made.tensor.name, made)
-    return list(found.values())
-
-
-def _weight(graph: Index, node: Any, port: int) -> Weight | None:
-    import onnx
-
-    name = node.input[port]
-    tensor, maker = graph.weights.get(name), graph.producers.get(name)
-    if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT:
-        if not all(_reads_as_weight(other, name) for other in graph.consumers[name]):
-            return None
-        values = onnx.numpy_helper.to_array(tensor)
-        return Weight(tensor, node, values, output_axis(node, values.ndim))
-    if maker is None or maker.op_type != "DequantizeLinear":
-        return None
-    tensor = graph.weights.get(maker.input[0])
-    if tensor is None or tensor.data_type != onnx.TensorProto.INT8:
-        return None
-    integers = onnx.numpy_helper.to_array(tensor)
-    scale = onnx.numpy_helper.to_array(graph.weights[maker.input[1]])
-    axis = output_axis(node, integers.ndim)
-    return Weight(tensor, node, dequantize(integers, scale, axis), axis, maker)
-
-
-def _reads_as_weight(node: Any, name: str) -> bool:
-    ports = _PORTS.get(node.op_type, ())
-    return (
-        all(i in ports for i, read in enumerate(node.input) if read == name) and name in node.input
-    )
+def _named(model: Any) -> list[Named]:
+    """Every node, nested ones too, with every name a keep pattern may use."""
+    found = []
+    for graph in graphs(model.graph):
+        weights = {tensor.name for tensor in graph.initializer}
+        for n in graph.node:
+            aliases = (*n.output, *(name for name in n.input if name in weights))
+            found.append(Named(n.name, (n.op_type,), aliases))
+    return found
 
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     """Reasons why an ONNX artifact's weights cannot be stored in `options.bits`."""
+    check_widths(options.assign, "quantize_weights")
     model = load_model(source.path)
-    weights = _chosen(model, options, context)
+    stay = set(kept(_named(model), context.keep))
+    hoist_weights(model, options.least)
+    weights = _chosen(index(model), options, stay)
     if not weights:
         kind = "float weight" if options.bits == 8 else "float or INT8 weight"
         why = f"no {kind} of {options.least} values or more outside what `keep` names"
         return [Refusal("model", why, "ship it as it is")]
-    if options.bits == 4 and opset_of(upgrade_opset(model)[0]) < OPSET:
+    four = any(_bits(weight, options) == 4 for weight in weights)
+    if four and opset_of(upgrade_opset(model)[0]) < OPSET:
         why = (
             f"operator set {opset_of(model)} has no INT4 and the model cannot be raised to {OPSET}"
         )
@@ -112,19 +68,55 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     return []
 
 
-def _chosen(model: Any, options: Any, context: Context) -> list[Weight]:
-    graph = index(model)
-    stay = set(kept(named_nodes(model), context.keep))
+def _bits(weight: Weight, options: Any) -> int:
+    """What is asked for one weight; what is INT8 already changes for 4 bits only."""
+    wanted = assigned(options.assign, weight_names(weight))
+    bits = options.bits if wanted is None else wanted
+    return 32 if weight.dequantize is not None and bits != 4 else bits
+
+
+def weight_names(weight: Weight) -> list[str]:
+    """The tensor's name and those of the nodes that compute with it."""
+    return [weight.tensor.name, weight.node.name, *(use.node.name for use in weight.uses)]
+
+
+def _chosen(graph: Index, options: Any, stay: set[str]) -> list[Weight]:
     found = find_weights(graph, options.least, stay)
-    return [w for w in found if options.bits == 4 or w.dequantize is None]
+    return [weight for weight in found if _bits(weight, options) != 32]
 
 
-def run(source: Artifact, options: Any, env: Env) -> Artifact:
-    """Store the weights, correct biases where data is given, and write the model."""
+def round_to_nearest(
+    model: Any, graph: Index, weights: Sequence[Weight], block: int
+) -> dict[str, Rounded]:
+    """Integers of 4 bits at the scale of least squared error; needs no data."""
+    del model, graph
+    return {weight.tensor.name: _nearest(weight, block) for weight in weights}
+
+
+def _nearest(weight: Weight, block: int) -> Rounded:
+    values, axis = weight.values, weight.axis
+    if blockable(weight, block):
+        integers, scale = reconstruct(values, axis, None, 4, block=block)
+        return Rounded(
+            integers, scale, 4, damage(values, axis, integers, scale, None, block=block), block
+        )
+    integers, scale = quantize_int4(values, axis)
+    return Rounded(integers, scale, 4, noise_share(values, integers, scale, axis))
+
+
+def run(
+    source: Artifact, options: Any, env: Env, rounding: Rounding = round_to_nearest
+) -> Artifact:
+    """Store the weights, correct biases where data is given, and write the model.
+
+    `rounding` makes 4 bits of weights.
+    """
     model = load_model(source.path)
-    if options.bits == 4:
+    stay = set(kept(_named(model), env.context.keep))
+    hoist_weights(model, options.least)
+    if any(_bits(w, options) == 4 for w in _chosen(index(model), options, stay)):
         model, _ = upgrade_opset(model)
-    store = _Store(model, _chosen(model, options, env.context), options)
+    store = _Store(model, stay, options, rounding)
     data = env.data.get("calibration")
     if data is not None and options.bias_correction:
         feeds = lambda: batches(data, source.inputs, options.samples)  # noqa: E731
@@ -137,7 +129,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     facts = {
         **source.facts,
         "storage": store.facts(),
-        "notes": [*source.facts.get("notes", []), store.note()],
+        "notes": [*source.facts.get("notes", []), store.note(), *store.unknown()],
     }
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
@@ -146,51 +138,39 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     return require_drop_in(source, artifact)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    integers: Any
-    scale: Any
-    bits: int
-
-
 class _Store:
     """The rounding of every chosen weight, and how it is written into the graph."""
 
-    def __init__(self, model: Any, weights: list[Weight], options: Any) -> None:
-        self.model, self.weights = model, weights
-        self.graph, self.names = index(model), Names(model.graph)
-        self.replaced: dict[str, str] = {}
-        made = {w.tensor.name: self._round(w, options.bits) for w in weights}
-        stay = set()
-        if options.bits == 4:
-            noise = [Tensor(w.tensor.name, w.values.size, self._noise(w, made)) for w in weights]
-            stay = keep_in_8_bits(noise, options.share)
-        self.made = {
-            w.tensor.name: self._round(w, 8) if w.tensor.name in stay else made[w.tensor.name]
-            for w in weights
-        }
-
-    def _round(self, weight: Weight, bits: int) -> _Stored:
-        rounding = quantize_int4 if bits == 4 else quantize_int8
-        return _Stored(*rounding(weight.values, weight.axis), bits)
-
-    def _noise(self, weight: Weight, made: dict[str, _Stored]) -> float:
-        stored = made[weight.tensor.name]
-        return noise_share(weight.values, stored.integers, stored.scale, weight.axis)
+    def __init__(self, model: Any, stay: set[str], options: Any, rounding: Rounding) -> None:
+        self.model, self.options = model, options
+        self.graph = index(model)
+        found = find_weights(self.graph, options.least, stay)
+        self.known = [name for weight in found for name in weight_names(weight)]
+        bits = {w.tensor.name: _bits(w, options) for w in found}
+        self.weights = [w for w in found if bits[w.tensor.name] != 32]
+        four = [w for w in self.weights if bits[w.tensor.name] == 4]
+        made = dict(rounding(model, self.graph, four, options.block)) if four else {}
+        free = [w for w in four if assigned(options.assign, weight_names(w)) is None]
+        noise = [Tensor(w.tensor.name, w.values.size, made[w.tensor.name].noise) for w in free]
+        for name in keep_in_8_bits(noise, options.share):
+            del made[name]
+        for weight in self.weights:
+            if weight.tensor.name not in made:
+                made[weight.tensor.name] = _wide(weight, bits[weight.tensor.name])
+        self.made = made
 
     def correct(self, means_of: Any) -> None:
         """Correct the float biases of convolutions (and float Gemms) for the new rounding."""
-        errors = {}
+        errors: dict[str, Any] = {}
         for weight in self.weights:
             stored = self.made[weight.tensor.name]
-            values = dequantize(stored.integers, stored.scale, weight.axis)
-            for node in self.graph.graph.node:
-                if node.name and self._reads(node, weight):
-                    errors[node.name] = weight.values - values
+            readers = [n for n in self.graph.graph.node if n.name and self._reads(n, weight)]
+            if readers:
+                error = weight.values - dequantized(stored, weight.axis)
+                errors |= {node.name: error for node in readers}
         axes = mean_axes(self.graph, errors)
         if axes:
             correct_biases(self.model, self.graph, errors, means_of(axes))
-            self.names = Names(self.model.graph)
 
     def _reads(self, node: Any, weight: Weight) -> bool:
         name = weight.tensor.name if weight.dequantize is None else weight.dequantize.output[0]
@@ -198,90 +178,7 @@ class _Store:
 
     def write(self) -> None:
         """Put the integers into the graph and drop what they replace."""
-        before: dict[str, list[Any]] = {}
-        for weight in self.weights:
-            stored = self.made[weight.tensor.name]
-            if weight.dequantize is None:
-                before.setdefault(weight.node.name, []).extend(self._float_form(weight, stored))
-            elif stored.bits == 4:
-                before.setdefault(weight.dequantize.output[0], []).extend(
-                    self._integer_form(weight, stored)
-                )
-        nodes = []
-        for node in self.model.graph.node:
-            key = node.output[0] if node.op_type == "DequantizeLinear" else node.name
-            nodes += [*before.get(key, ()), node]
-        replace(self.model.graph.node, nodes)
-        drop_dead_weights(self.model.graph)
-        take_over_names(self.model.graph, self.replaced)
-
-    def _tensor(self, weight: Weight, stored: _Stored) -> str:
-        """Name of a new initializer with the integers."""
-        import onnx
-
-        name = self.names.new(weight.tensor.name)
-        self.replaced[name] = weight.tensor.name
-        made = (
-            int4_tensor(stored.integers, name)
-            if stored.bits == 4
-            else onnx.numpy_helper.from_array(stored.integers, name)
-        )
-        self.model.graph.initializer.append(made)
-        return name
-
-    def _array(self, wanted: str, array: Any) -> str:
-        import onnx
-
-        name = self.names.new(wanted)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def _float_form(self, weight: Weight, stored: _Stored) -> list[Any]:
-        import onnx
-
-        integers, floats, out = (
-            self._tensor(weight, stored),
-            self.names.new("w"),
-            self.names.new("w"),
-        )
-        scale = self._array("ws", broadcast(stored.scale, weight.axis, weight.values.ndim))
-        for node in self.graph.consumers[weight.tensor.name]:
-            node.input[:] = [out if name == weight.tensor.name else name for name in node.input]
-        return [
-            onnx.helper.make_node("Cast", [integers], [floats], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Mul", [floats, scale], [out]),
-        ]
-
-    def _integer_form(self, weight: Weight, stored: _Stored) -> list[Any]:
-        import onnx
-
-        cast, node = self.names.new("w"), weight.dequantize
-        assert node is not None
-        integers = self._tensor(weight, stored)
-        self._rescale_biases(weight, stored.scale)
-        node.input[0], node.input[1] = cast, self._array("ws", stored.scale)
-        if stored.scale.ndim and not any(a.name == "axis" for a in node.attribute):
-            node.attribute.append(onnx.helper.make_attribute("axis", weight.axis))
-        return [onnx.helper.make_node("Cast", [integers], [cast], to=onnx.TensorProto.INT8)]
-
-    def _rescale_biases(self, weight: Weight, scale: Any) -> None:
-        """Integer biases (of Gemm) are in units of input scale times weight scale."""
-        import onnx
-
-        assert weight.dequantize is not None
-        for node in self.graph.consumers[weight.dequantize.output[0]]:
-            bias = self.graph.producers.get(node.input[2]) if len(node.input) > 2 else None
-            source = self.graph.producers.get(node.input[0])
-            if bias is None or source is None or bias.op_type != "DequantizeLinear":
-                continue
-            old, was, unit = (
-                onnx.numpy_helper.to_array(self.graph.weights[name]).astype(np.float64)
-                for name in (bias.input[0], bias.input[1], source.input[1])
-            )
-            now = (unit * scale).astype(np.float32)
-            integers = np.rint(old * was / now).clip(-(2**31), 2**31 - 1).astype(np.int32)
-            bias.input[0] = self._array("b", integers)
-            bias.input[1] = self._array("bs", now)
+        StorageWriter(self.model, self.graph).write(self.weights, self.made)
 
     def facts(self) -> dict[str, Any]:
         """Bits by weight, and the share of values stored in 4."""
@@ -299,14 +196,28 @@ class _Store:
             self.facts()["share_4_bits"],
         )
 
+    def unknown(self) -> list[str]:
+        """A sentence for each name in `assign` that nothing goes by."""
+        return unknown_names(self.options.assign, self.known)
+
+
+def _wide(weight: Weight, bits: int) -> Rounded:
+    """In 16 bits, or in 8 (those meant for 4 that hurt most there)."""
+    if bits == 16:
+        top = float(np.finfo(np.float16).max)
+        return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)
+    return Rounded(*quantize_int8(weight.values, weight.axis), 8)
+
 
 def storage_note(bits: dict[str, int], share: float) -> str:
     """What was stored how, in one sentence."""
     eight = [name for name, width in bits.items() if width == 8]
-    if len(eight) == len(bits):
-        return f"{len(bits)} weights are stored in 8 bits"
+    half = sum(width == 16 for width in bits.values())
+    tail = f"; {half} in half precision" if half else ""
+    if len(eight) + half == len(bits):
+        return f"{len(eight)} weights are stored in 8 bits{tail}"
     text = f"{share:.1%} of the weights are stored in 4 bits"
     if not eight:
-        return text
+        return text + tail
     shown = ", ".join(eight[:4]) + (f" and {len(eight) - 4} more" if len(eight) > 4 else "")
-    return f"{text}; 8 bits where rounding to 4 costs most: {shown}"
+    return f"{text}; 8 bits where rounding to 4 costs most: {shown}{tail}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from compressor.quantization.calibration import batches
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import require_smaller
 from compressor.quantization.onnx_storage import storage_note
-from compressor.quantization.onnx_weights import quantize_int4, quantize_int8
+from compressor.quantization.onnx_weights import noise_share, quantize_int4, quantize_int8
 from compressor.quantization.openvino_biases import (
     add_to_outputs,
     correctable,
@@ -18,73 +20,100 @@ from compressor.quantization.openvino_biases import (
 )
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
-from compressor.quantization.openvino_weights import Weight, find_weights, replace_weight
-from compressor.quantization.storage import Tensor, keep_in_8_bits
+from compressor.quantization.openvino_weights import (
+    Weight,
+    find_weights,
+    readers_of,
+    replace_weight,
+)
+from compressor.quantization.storage import (
+    Rounded,
+    Tensor,
+    assigned,
+    check_widths,
+    keep_in_8_bits,
+    unknown_names,
+)
 from exporters._drop_in import require_drop_in
 from exporters.base import Context, Env
 from runtimes.base import Feeds
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
+# Rounds weights to 4 bits: by friendly name of `top`, integers and scales that broadcast to them.
+Rounding = Callable[[Any, Sequence[Weight]], Mapping[str, Rounded]]
 
-def _chosen(model: Any, options: Any, context: Context) -> list[Weight]:
+
+def _bits(weight: Weight, options: Any) -> int:
+    """What is asked for one weight; what is INT8 already changes for 4 bits only."""
+    wanted = assigned(options.assign, weight_names(weight))
+    bits = options.bits if wanted is None else wanted
+    return 32 if weight.integer and bits != 4 else bits
+
+
+def weight_names(weight: Weight) -> list[str]:
+    """Names of the layers that read it, and its own."""
+    layers = [op.get_friendly_name() for op, _ in readers_of(weight.top)]
+    bare = [name.removesuffix("/WithoutBiases") for name in layers]
+    return [weight.name, *bare, *layers, weight.top.get_friendly_name()]
+
+
+def _found(model: Any, options: Any, context: Context) -> list[Weight]:
     stay = {name.removesuffix("/WithoutBiases") for name in kept(named(model), context.keep)}
-    found = find_weights(model, options.least)
-    return [w for w in found if w.name not in stay and (options.bits == 4 or not w.integer)]
+    return [w for w in find_weights(model, options.least) if w.name not in stay]
 
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     """Why there is nothing to store in `options.bits`."""
-    if _chosen(read_ir(source.path), options, context):
+    check_widths(options.assign, "quantize_weights")
+    found = _found(read_ir(source.path), options, context)
+    if any(_bits(weight, options) != 32 for weight in found):
         return []
     kind = "float weight" if options.bits == 8 else "float or INT8 weight"
     why = f"no {kind} of {options.least} values or more outside what `keep` names"
     return [Refusal("model", why, "ship it as it is")]
 
 
-def run(source: Artifact, options: Any, env: Env) -> Artifact:
-    """Store the weights and write the IR."""
+def round_to_nearest(model: Any, weights: Sequence[Weight]) -> dict[str, Rounded]:
+    """Integers of 4 bits at the scale of least squared error; needs no data."""
+    del model
+    return {w.top.get_friendly_name(): round_weight(w, 4) for w in weights}
+
+
+def run(
+    source: Artifact, options: Any, env: Env, rounding: Rounding = round_to_nearest
+) -> Artifact:
+    """Store the weights and write the IR; `rounding` makes 4 bits of weights."""
     model = read_ir(source.path)
-    weights = _chosen(model, options, env.context)
-    made = {w.top.get_friendly_name(): _round(w, options.bits) for w in weights}
-    stay: set[str] = set()
-    if options.bits == 4:
-        noise = [
-            Tensor(
-                w.top.get_friendly_name(),
-                w.values.size,
-                _noise(w, *made[w.top.get_friendly_name()]),
-            )
-            for w in weights
-        ]
-        stay = keep_in_8_bits(noise, options.share)
-    bits, errors = {}, {}
+    found = _found(model, options, env.context)
+    weights = [w for w in found if _bits(w, options) != 32]
+    made = _rounded(model, weights, options, rounding)
+    errors = {}
     for weight in weights:
-        key = weight.top.get_friendly_name()
-        width = 8 if key in stay else options.bits
-        bits[key] = width  # by weight: a recurrent layer has two
-        if width == 8 and weight.integer:
+        stored = made[weight.top.get_friendly_name()]
+        if stored.bits == 8 and weight.integer:
             continue
-        made[key] = integers, scale = _round(weight, 8) if key in stay else made[key]
         for layer in correctable(weight.top):
-            errors[layer.get_friendly_name()] = weight.values - integers * scale
+            errors[layer.get_friendly_name()] = weight.values - _values(stored)
     if options.bias_correction and "calibration" in env.data:
         bounds = source.facts.get("bounds")
         feeds = batches(env.data["calibration"], source.inputs, options.samples, bounds)
         _correct(model, errors, feeds)
     for weight in weights:
-        key = weight.top.get_friendly_name()
-        if bits[key] == 4 or not weight.integer:
-            replace_weight(weight, *made[key], bits[key])
-    four = sum(w.values.size for w in weights if bits[w.top.get_friendly_name()] == 4)
+        stored = made[weight.top.get_friendly_name()]
+        if stored.bits == 4 or not weight.integer:
+            replace_weight(weight, stored.integers, stored.scale, stored.bits)
+    bits = _by_layer(weights, {key: stored.bits for key, stored in made.items()})
+    four = sum(w.values.size for w in weights if made[w.top.get_friendly_name()].bits == 4)
     share = four / sum(w.values.size for w in weights)
-    told = _by_layer(weights, bits)
     write_ir(model, env.work / source.entry, source)
+    known = [name for weight in found for name in weight_names(weight)]
+    said = [storage_note(bits, share), *unknown_names(options.assign, known)]
     facts = {
         **source.facts,
         "container": "ir",
-        "storage": {"bits": told, "share_4_bits": round(share, 4)},
-        "notes": [*source.facts.get("notes", []), storage_note(told, share)],
+        "storage": {"bits": bits, "share_4_bits": round(share, 4)},
+        "notes": [*source.facts.get("notes", []), *said],
     }
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
@@ -102,6 +131,30 @@ def _by_layer(weights: list[Weight], bits: dict[str, int]) -> dict[str, int]:
     return told
 
 
+def _rounded(
+    model: Any, weights: list[Weight], options: Any, rounding: Rounding
+) -> dict[str, Rounded]:
+    """Every weight as it will be stored, by the friendly name of its `top`."""
+    four = [w for w in weights if _bits(w, options) == 4]
+    made = dict(rounding(model, four)) if four else {}
+    free = [w for w in four if assigned(options.assign, weight_names(w)) is None]
+    names = [w.top.get_friendly_name() for w in free]
+    noise = [Tensor(n, w.values.size, made[n].noise) for n, w in zip(names, free, strict=True)]
+    for name in keep_in_8_bits(noise, options.share):
+        del made[name]
+    for weight in weights:
+        key = weight.top.get_friendly_name()
+        if key not in made:
+            bits = _bits(weight, options)
+            made[key] = round_weight(weight, 16 if bits == 16 else 8)
+    return made
+
+
+def _values(stored: Rounded) -> Any:
+    values = stored.integers.astype(np.float32)
+    return values if stored.scale is None else values * stored.scale
+
+
 def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None:
     if not errors:
         return
@@ -114,21 +167,17 @@ def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None
     add_to_outputs(lost)
 
 
-def _round(weight: Weight, bits: int) -> tuple[Any, Any]:
-    """Integers with the weight's shape, and scales that broadcast against it."""
-    shape = weight.values.shape
-    values, axis = weight.values, weight.axis
-    if weight.grouped:
-        values, axis = values.reshape(-1, *shape[2:]), 0
+def round_weight(weight: Weight, bits: int) -> Rounded:
+    """Integers with the weight's shape, and scales that broadcast against it; halves for 16."""
+    if bits == 16:
+        top = float(np.finfo(np.float16).max)
+        return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)
+    values, axis = weight.rows()
     integers, scale = (quantize_int4 if bits == 4 else quantize_int8)(values, axis)
-    along = [1] * len(shape)
-    if weight.grouped:
-        along[:2] = shape[:2]
-    else:
-        along[axis] = -1
-    return integers.reshape(shape), scale.reshape(along)
+    noise = noise_share(values, integers, scale, axis)
+    return weight.spread(Rounded(integers, scale, bits, noise))
 
 
-def _noise(weight: Weight, integers: Any, scale: Any) -> float:
-    power = float((weight.values**2).sum())
-    return float(((weight.values - integers * scale) ** 2).sum()) / power if power else 0.0
+def _round(weight: Weight, bits: int) -> tuple[Any, Any]:
+    made = round_weight(weight, bits)
+    return made.integers, made.scale

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.storage import Rounded
+
 WEIGHTED_TYPES = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
      "MatMul"}
@@ -45,6 +47,35 @@ class Weight:
     integer: bool
     axis: int
     grouped: bool = False
+
+    def rows(self) -> tuple[Any, int]:
+        """The values with one axis of output channels, and that axis."""
+        if not self.grouped:
+            return self.values, self.axis
+        return self.values.reshape(-1, *self.values.shape[2:]), 0
+
+    def spread(self, made: Rounded) -> Rounded:
+        """`made` from `rows()`: integers in the weight's shape, scales that broadcast to it."""
+        shape = self.values.shape
+        along = [1] * len(shape)
+        if self.grouped:
+            along[:2] = shape[:2]
+        else:
+            along[self.axis] = -1
+        integers, scale = made.integers.reshape(shape), made.scale.reshape(along)
+        return Rounded(integers, scale, made.bits, made.noise)
+
+
+def readers_of(top: Any) -> list[tuple[Any, int]]:
+    """Layers that compute with the weight `top` and the port they read it at."""
+    found = []
+    for port in top.output(0).get_target_inputs():
+        node = port.get_node()
+        if node.get_type_name() in {"Reshape", "Transpose"}:
+            found += readers_of(node)
+        else:
+            found.append((node, port.get_index()))
+    return sorted(found, key=lambda pair: (pair[0].get_friendly_name(), pair[1]))
 
 
 def weight_bits(op: Any) -> int | None:
@@ -118,7 +149,8 @@ def _read(op: Any, port: int, least: int) -> Weight | None:
     if values is None or values.size < least or values.ndim < 2:
         return None
     name = op.get_friendly_name().removesuffix("/WithoutBiases")
-    grouped = op.get_type_name() == "GroupConvolution" and values.ndim > 4
+    rank = op.input_value(port).get_partial_shape().rank.get_length()
+    grouped = op.get_type_name() == "GroupConvolution" and values.ndim == rank
     return Weight(name, top, values, integer, _axis(op, values.ndim), grouped)
 
 
@@ -157,12 +189,18 @@ def replace_weight(weight: Weight, integers: Any, scale: Any, bits: int) -> None
     from openvino import opset13
 
     node = _constant(integers, bits)
+    if bits == 16:
+        return _replace(weight, opset13.convert(node, ov.Type.f32))
     if not weight.integer:
         node = opset13.convert(node, ov.Type.i32)
     elif bits == 4:
         node = opset13.convert(node, ov.Type.i8)
     node = opset13.convert(node, ov.Type.f32)
     made = opset13.multiply(node, opset13.constant(np.ascontiguousarray(scale, np.float32)))
+    return _replace(weight, made)
+
+
+def _replace(weight: Weight, made: Any) -> None:
     made.set_friendly_name(weight.top.get_friendly_name())
     for reader in list(weight.top.output(0).get_target_inputs()):
         reader.replace_source_output(made.output(0))
@@ -174,8 +212,8 @@ def _constant(integers: Any, bits: int) -> Any:
 
     from compressor.quantization.onnx_weights import pack_int4
 
-    if bits == 8:
-        return opset13.constant(np.ascontiguousarray(integers, np.int8))
+    if bits != 4:
+        return opset13.constant(np.ascontiguousarray(integers))
     tensor = ov.Tensor(ov.Type.i4, ov.Shape(list(integers.shape)))
     packed = np.frombuffer(pack_int4(integers), np.uint8)
     tensor.data.reshape(-1)[:] = packed.view(tensor.data.dtype)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.quantization.storage import Rounded
+
 Floats = NDArray[np.float32]
 Reals = NDArray[Any]  # float64, or float32 for large matrices
 Ints = NDArray[np.int8]
@@ -80,6 +82,13 @@ def reconstruct(
     made = np.ascontiguousarray(np.moveaxis(flat, 0, axis)).astype(np.int8)
     found = scales.transpose(0, 2, 1).reshape(len(moved), -1).astype(np.float32)
     return made, np.ascontiguousarray(found[:, 0] if block is None else found)
+
+
+def round_with(weight: Floats, axis: int, gram: Any | None, block: int, bits: int = 4) -> Rounded:
+    """`reconstruct`, with the damage done; `block` 0 is one scale a channel."""
+    integers, scale = reconstruct(weight, axis, gram, bits, block=block or None)
+    noise = damage(weight, axis, integers, scale, gram, block=block)
+    return Rounded(integers, scale, bits, noise, block)
 
 
 def damage(

@@ -26,6 +26,7 @@ class Gram:
     grouped: bool = False
     blocks: list[Any] = field(default_factory=list)
     rows: int = 0
+    drawn: bool = False
 
     def add(self, parts: Sequence[Any]) -> None:
         """Take in blocks of rows; products in float32, sums in float64."""
@@ -39,9 +40,19 @@ class Gram:
         self.rows += len(parts[0])
 
     def matrix(self) -> Any | None:
-        """As `reconstruct` takes it; None where no row was seen or a value was not finite."""
+        """As `reconstruct` takes it; None where no row was seen or a value was not finite.
+
+        Few rows say little of the directions between them: the matrix is drawn towards a
+        multiple of the identity by 2 % of columns/rows (as Ledoit and Wolf do; fitted on rows
+        that were not sampled).
+        """
         if not self.rows or not all(np.isfinite(block).all() for block in self.blocks):
             return None
+        if not self.drawn:
+            self.drawn = True
+            for block in self.blocks:
+                at = np.arange(len(block))
+                block[at, at] += 0.02 * len(block) / self.rows * np.trace(block) / len(block)
         if self.grouped:
             return np.stack(self.blocks)
         if len(self.blocks) == 1:

@@ -6,8 +6,36 @@ over layers to first order; the cheapest tensors in bytes go first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from exporters.base import Context
+from runtimes.errors import Refusal, UsageError
+from runtimes.types import Artifact
+
+WIDTHS = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight as it will be stored: integers and scales, or halves (`bits` 16, no scale).
+
+    Attributes:
+        integers: with the weight's shape.
+        scale: per channel, [channels, blocks] where `block` columns share one.
+        bits: stored for each value.
+        noise: power of the error over that of the values (of outputs where their inputs are known).
+        block: columns that share a scale; 0: all.
+    """
+
+    integers: Any
+    scale: Any
+    bits: int
+    noise: float = 0.0
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,3 +60,55 @@ def keep_in_8_bits(tensors: Sequence[Tensor], share: float) -> set[str]:
             budget -= tensor.elements
             chosen.add(tensor.name)
     return chosen
+
+
+def assigned(assign: Mapping[str, int], names: Sequence[str]) -> int | None:
+    """Bits that `assign` gives a weight known by `names`, the first that occurs."""
+    return next((assign[name] for name in names if name in assign), None)
+
+
+def check_widths(assign: Mapping[str, int], where: str) -> None:
+    """`UsageError` where a width cannot be stored."""
+    for name, bits in assign.items():
+        if bits not in WIDTHS:
+            raise UsageError(
+                f"{bits} bits cannot be stored",
+                where=f"{where}.assign {name!r}",
+                expected=f"one of {', '.join(map(str, WIDTHS))}",
+                got=str(bits),
+                fix="32 leaves a weight as it is",
+            )
+
+
+def unknown_names(assign: Mapping[str, int], known: Iterable[str]) -> list[str]:
+    """A sentence for every name in `assign` that no weight goes by; 32 asks for nothing."""
+    names = sorted(set(known))
+    said = []
+    for name in sorted(name for name, bits in assign.items() if bits != 32):
+        if name in names:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        said.append(f"assign: no weight here is called {name}{hint}")
+    return said
+
+
+def tools() -> dict[str, str]:
+    """Versions of what reads and writes the models; OpenVINO's where it is installed."""
+    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+    try:
+        found["openvino"] = metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return found
+    return found
+
+
+def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
+    """Why an artifact's weights cannot be stored in fewer bits."""
+    if source.format == "openvino":
+        from compressor.quantization import openvino_storage
+
+        return openvino_storage.refusals(source, options, context)
+    from compressor.quantization import onnx_storage
+
+    return onnx_storage.refusals(source, options, context)

@@ -1,0 +1,81 @@
+"""Weights stored in 4 bits, rounded so that each layer's outputs move least on calibration data.
+
+The same files as `quantize_weights` makes. Nearest rounding minimises the error of the weights;
+here the error of what they are multiplied into is minimised (GPTQ's error feedback, then coordinate
+descent and scales in closed form; see `compressor.quantization.reconstruction`). No labels and no
+gradients. Which weights keep 8 bits is chosen by that error too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from compressor.quantization import storage
+from exporters.base import Context, Env
+from runtimes.errors import Refusal, Unsupported
+from runtimes.types import Artifact
+
+REV = 1
+ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
+PRODUCES = "same"
+NEEDS = frozenset({"calibration"})
+USES: frozenset[str] = frozenset({"calibration"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are stored.
+
+    Attributes:
+        bits: 4, or 8.
+        share: of the weights' values, at least this much gets `bits` = 4; the rest, where 4 bits
+            move the outputs most, stays at 8.
+        least: smaller tensors (in values) are left as they are.
+        bias_correction: undo the shift of each layer's mean output that is left.
+        samples: of the calibration data.
+        rows: of each layer's input to look at, over all samples (twice its columns if more).
+        assign: weight or layer name → bits (4, 8, 16 for half, or 32 to leave it alone), over what
+            `bits` and `share` say.
+        block: columns of a weight that share a scale, where a float layer stores 4 bits and they
+            divide evenly; 0 is one scale per output channel.
+    """
+
+    bits: Literal[4, 8] = 4
+    share: float = 0.97
+    least: int = 256
+    bias_correction: bool = True
+    samples: int = 300
+    rows: int = 4096
+    assign: Mapping[str, int] = field(default_factory=dict)
+    block: int = 0
+
+
+def tools() -> dict[str, str]:
+    """Versions of what reads and writes the models."""
+    return storage.tools()
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Why this model's weights cannot be stored in fewer bits."""
+    return storage.refusals(source, options, context)
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Store the weights; raises `Unsupported` where there are none, or nothing shrank."""
+    found = refusals(source, options, env.context)
+    if found:
+        where = "reconstruct_weights"
+        raise Unsupported(f"weights cannot be stored in {options.bits} bits", found, where=where)
+    if source.format == "openvino":
+        from compressor.quantization import openvino_storage, reconstruction_openvino
+
+        known = partial(reconstruction_openvino.rounded, source, options, env)
+        return openvino_storage.run(source, options, env, known)
+    from compressor.quantization import onnx_storage, reconstruction_onnx
+
+    return onnx_storage.run(
+        source, options, env, partial(reconstruction_onnx.rounded, source, options, env)
+    )

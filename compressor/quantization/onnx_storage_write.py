@@ -1,0 +1,168 @@
+"""How stored weights are written into an ONNX graph (see `quantize_weights` for the forms)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compressor.quantization.onnx_find import Weight
+from compressor.quantization.onnx_index import Index, Names, take_over_names
+from compressor.quantization.onnx_weights import broadcast, int4_tensor
+from compressor.quantization.storage import Rounded
+from exporters._onnx_graph import drop_dead_weights, graphs, rename_reads, replace
+
+
+def blockable(weight: Weight, block: int) -> bool:
+    """Can runs of `block` columns of this weight have scales of their own, folded at load?"""
+    shape, axis = weight.values.shape, weight.axis
+    if weight.dequantize is not None or not block:
+        return False
+    columns = weight.values.size // shape[axis]
+    flat = axis == 0 or len(shape) == 2 or (axis == 1 and shape[0] == 1)
+    return flat and columns % block == 0 and columns > block
+
+
+def dequantized(stored: Rounded, axis: int) -> Any:
+    """The float values that `stored` stands for."""
+    if stored.bits == 16:
+        return stored.integers.astype(np.float32)
+    values = stored.integers.astype(np.float32)
+    if not stored.block:
+        return values * broadcast(stored.scale, axis, values.ndim)
+    rows = np.moveaxis(values, axis, 0)
+    flat = rows.reshape(len(rows), -1, stored.block) * stored.scale[:, :, None]
+    return np.ascontiguousarray(np.moveaxis(flat.reshape(rows.shape), 0, axis))
+
+
+class StorageWriter:
+    """Puts integers into a graph and drops what they replace."""
+
+    def __init__(self, model: Any, graph: Index) -> None:
+        self.model, self.graph = model, graph
+        self.names = Names(*graphs(model.graph))
+        self.replaced: dict[str, str] = {}
+
+    def write(self, weights: Sequence[Weight], made: Mapping[str, Rounded]) -> None:
+        """Store `weights` as `made` (by tensor name) says; INT8 ones only change for 4 bits."""
+        first: list[Any] = []
+        before: dict[str, list[Any]] = {}
+        renamed: dict[str, str] = {}
+        main = {node.name for node in self.model.graph.node}
+        for weight in weights:
+            stored = made[weight.tensor.name]
+            if weight.dequantize is None:
+                nodes = self._float_form(weight, stored, renamed)
+                start = self._first_reader(weight)
+                if weight.nested or start not in main:
+                    first += nodes
+                else:
+                    before.setdefault(start, []).extend(nodes)
+            elif stored.bits == 4:
+                key = weight.dequantize.output[0]
+                before.setdefault(key, []).extend(self._integer_form(weight, stored))
+        rename_reads(self.model.graph, renamed)
+        nodes = first
+        for node in self.model.graph.node:
+            key = node.output[0] if node.op_type == "DequantizeLinear" else node.name
+            nodes += [*before.get(key, ()), node]
+        replace(self.model.graph.node, nodes)
+        drop_dead_weights(self.model.graph)
+        take_over_names(self.model.graph, self.replaced)
+
+    def _first_reader(self, weight: Weight) -> str:
+        return str(self.graph.consumers[weight.tensor.name][0].name)
+
+    def _tensor(self, weight: Weight, stored: Rounded, shape: Sequence[int]) -> str:
+        """Name of a new initializer with the integers."""
+        import onnx
+
+        name = self.names.new(weight.tensor.name)
+        self.replaced[name] = weight.tensor.name
+        values = stored.integers.reshape(shape)
+        made = (
+            int4_tensor(values, name)
+            if stored.bits == 4
+            else onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+        )
+        self.model.graph.initializer.append(made)
+        return name
+
+    def array(self, wanted: str, array: Any) -> str:
+        """Name of a new initializer that holds `array`."""
+        import onnx
+
+        name = self.names.new(wanted)
+        self.model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _float_form(self, weight: Weight, stored: Rounded, renamed: dict[str, str]) -> list[Any]:
+        import onnx
+
+        shape = weight.values.shape
+        blocked, spread = _blocked(weight, stored)
+        integers = self._tensor(weight, stored, blocked)
+        floats, floating = self.names.new("w"), onnx.TensorProto.FLOAT
+        nodes = [onnx.helper.make_node("Cast", [integers], [floats], to=floating)]
+        out = floats
+        if stored.bits != 16:
+            turned = stored.scale.T if stored.block and _lies(weight) else stored.scale
+            values = np.ascontiguousarray(turned).reshape(spread)
+            out, scale = self.names.new("w"), self.array("ws", values)
+            nodes.append(onnx.helper.make_node("Mul", [floats, scale], [out]))
+        if blocked != shape:
+            flat, out = out, self.names.new("w")
+            size = self.array("wr", np.asarray(shape, np.int64))
+            nodes.append(onnx.helper.make_node("Reshape", [flat, size], [out]))
+        renamed[weight.tensor.name] = out
+        return nodes
+
+    def _integer_form(self, weight: Weight, stored: Rounded) -> list[Any]:
+        import onnx
+
+        cast, node = self.names.new("w"), weight.dequantize
+        assert node is not None
+        integers = self._tensor(weight, stored, weight.values.shape)
+        self._rescale_biases(weight, stored.scale)
+        node.input[0], node.input[1] = cast, self.array("ws", stored.scale)
+        if stored.scale.ndim and not any(a.name == "axis" for a in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("axis", weight.axis))
+        return [onnx.helper.make_node("Cast", [integers], [cast], to=onnx.TensorProto.INT8)]
+
+    def _rescale_biases(self, weight: Weight, scale: Any) -> None:
+        """Integer biases (of Gemm) are in units of input scale times weight scale."""
+        import onnx
+
+        assert weight.dequantize is not None
+        for node in self.graph.consumers[weight.dequantize.output[0]]:
+            bias = self.graph.producers.get(node.input[2]) if len(node.input) > 2 else None
+            source = self.graph.producers.get(node.input[0])
+            if bias is None or source is None or bias.op_type != "DequantizeLinear":
+                continue
+            old, was, unit = (
+                onnx.numpy_helper.to_array(self.graph.weights[name]).astype(np.float64)
+                for name in (bias.input[0], bias.input[1], source.input[1])
+            )
+            now = (unit * scale).astype(np.float32)
+            integers = np.rint(old * was / now).clip(-(2**31), 2**31 - 1).astype(np.int32)
+            bias.input[0] = self.array("b", integers)
+            bias.input[1] = self.array("bs", now)
+
+
+def _lies(weight: Weight) -> bool:
+    """Do the weight's columns stand along its first axis ([columns, channels])?"""
+    return weight.axis == 1 and weight.values.ndim == 2
+
+
+def _blocked(weight: Weight, stored: Rounded) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape the integers are stored in, and the scales' that multiplies it."""
+    shape, axis, block = weight.values.shape, weight.axis, stored.block
+    if stored.bits == 16 or not block:
+        along = [1] * len(shape)
+        along[axis] = -1
+        return shape, tuple(along)
+    rows = shape[axis]
+    if _lies(weight):
+        return (shape[0] // block, block, rows), (shape[0] // block, 1, rows)
+    return (rows, -1, block), (rows, -1, 1)
