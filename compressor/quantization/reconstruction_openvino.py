@@ -40,11 +40,13 @@ def collect_grams_openvino(
 
     `model` (an `openvino.Model`) is left as it is; the rest is as in `collect_grams_onnx`.
     """
+    main = {op.get_friendly_name() for op in model.get_ordered_ops()}
     taps = [
         tap
         for weight in weights
+        if weight.top.get_friendly_name() in main  # bodies of loops cannot be tapped
         for op, port in readers_of(weight.top)
-        if (tap := _tap(weight, op, port)) is not None
+        if op.get_friendly_name() in main and (tap := _tap(weight, op, port)) is not None
     ]
     open_ = partial(_open, model)
     return collect(taps, open_, data, rows=rows, limit_bytes=limit_bytes, seed=seed)
