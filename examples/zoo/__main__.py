@@ -10,6 +10,7 @@ from pathlib import Path
 
 from examples.zoo import MODELS, load
 from examples.zoo.folder import make
+from examples.zoo.table import write
 
 
 def main() -> None:
@@ -21,7 +22,13 @@ def main() -> None:
     parser.add_argument(
         "--keep-weights", action="store_true", help="do not train again what has weights there"
     )
+    parser.add_argument(
+        "--table", action="store_true", help="write zoo.json and the README's table from --out"
+    )
     args = parser.parse_args()
+    if args.table:
+        write(args.out)
+        return
     if not (args.names or args.all or args.list):
         parser.error("name a model, or say --all; --list shows them")
     for name in args.names or MODELS:

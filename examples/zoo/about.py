@@ -30,6 +30,7 @@ class About:
         state: recurrent state, input → output.
         export: `dynamo` or `torchscript`: which of torch's exporters writes the file. The second
             turns recurrent layers into single ONNX nodes, the first unrolls some of them.
+        weights_of: another model, whose trained weights are this one's too.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class About:
     outputs: Sequence[str]
     state: Mapping[str, str] | None = None
     export: str = "dynamo"
+    weights_of: str | None = None
 
     def shapes(self) -> dict[str, tuple[list[int | str], str]]:
         """Input → (shape, dtype)."""

@@ -36,14 +36,16 @@ def fashion(part: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.float32) / 255, classes.astype(np.int64)
 
 
-def split(whole: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> Roles:
+def split(
+    whole: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], selection: int = SELECTION
+) -> Roles:
     """The four roles, from arrays of the training data and of the test data."""
     n = len(next(iter(whole.values())))
     order = np.random.default_rng(0).permutation(n)
     parts = {
         "calibration": order[:CALIBRATION],
-        "selection": order[CALIBRATION : CALIBRATION + SELECTION],
-        "training": order[CALIBRATION + SELECTION :],
+        "selection": order[CALIBRATION : CALIBRATION + selection],
+        "training": order[CALIBRATION + selection :],
     }
     roles = {role: {k: v[chosen] for k, v in whole.items()} for role, chosen in parts.items()}
     return {**roles, "evaluation": dict(test)}

@@ -22,14 +22,14 @@ OPSET = 18
 THREADS = 1
 BATCH = 50  # samples at once when a file is scored
 ROLES = ("calibration", "selection", "evaluation")
-SIZES = {"batch": 3, "steps": 12}  # of free dimensions while a model is traced
+SIZES = {"batch": 3, "steps": 12, "past": 7}  # of free dimensions while a model is traced
 
 
 def make(name: str, module: ModuleType, out: Path, *, keep: bool = False) -> dict[str, Any]:
     """Make `out/name` unless it is up to date; return its card.
 
-    With `keep`, weights that lie there are taken as they are and all else is made again. Finished
-    files are moved into place, the card last.
+    With `keep`, weights that lie there are taken as they are and all else is made again; so are
+    those of a model that has another's. Finished files are moved into place, the card last.
     """
     folder, digest = out / name, _digest(module)
     before = _card(folder)
@@ -38,11 +38,11 @@ def make(name: str, module: ModuleType, out: Path, *, keep: bool = False) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}-") as place:
         work = Path(place)
-        old = folder / "weights.safetensors"
+        old = out / (module.ABOUT.weights_of or name) / "weights.safetensors"
         seconds = before.get("seconds_trained") if keep else None
         if hasattr(module, "given"):
             module.given(work / "model.onnx")
-        elif keep and old.is_file():
+        elif (keep or module.ABOUT.weights_of) and old.is_file():
             shutil.copyfile(old, work / old.name)
             export(trained(module, old), module.ABOUT, work / "model.onnx")
         else:
