@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor.choosing import choose_metric
-from compressor.data import DataSet, open_data
-from compressor.env import Silent
 from compressor.judging import Judge
-from compressor.opening import open_model, typical_dims
-from compressor.recipe import MeasureSpec
-from compressor.run import SCORING_THREADS
-from compressor.sources import SourceSpec
+from compressor.recipe import load_recipe
+from compressor.run import Request, _Run
 from compressor.store import Store
+from compressor.validate import Evaluation
+from exporters.base import Samples
 from runtimes.types import Artifact, sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("calibration", "selection", "evaluation")
+CALIBRATION = 1000  # samples a peer is given at most: steps of sequences may be many more
 ENGINES = ("onnxruntime", "openvino")
 
 
@@ -107,35 +105,34 @@ class Case:
         return Store(self.cache / "store")
 
     @cached_property
-    def source(self) -> Artifact:
-        """The given ONNX as an artifact."""
-        spec = SourceSpec(self.model, None, {}, None, ROOT)
-        return open_model(spec, self.store, Silent())[0]
+    def opened(self) -> Any:
+        """The model, its data and its judge, as a run of the recipe opens them."""
+        request = Request(
+            recipe=load_recipe(self.recipe([])),
+            base_dir=ROOT,
+            out=(self.cache / "judge" / self.name).absolute(),
+            store=self.store,
+        )
+        return _Run(request)
 
-    def samples(self, role: str) -> DataSet:
-        """The data of a role."""
-        return open_data(str(self.data[role]), role, self.source.inputs, ROOT)
-
-    @cached_property
+    @property
     def judge(self) -> Judge:
         """Scores and times as a run does, on the evaluation data."""
-        evaluation = self.samples("evaluation")
-        metric = choose_metric(
-            self.card["metric"], evaluation, ROOT, agreement_only=False, evaluator=None
-        )
-        return Judge(
-            store=self.store,
-            measure=MeasureSpec(batch=[1], threads=1, effort=self.effort),  # type: ignore[arg-type]
-            progress=Silent(),
-            samples=evaluation,
-            metric=metric,
-            evaluator=None,
-            seed=0,
-            threads=SCORING_THREADS,
-            dims=typical_dims(self.source, {"evaluation": evaluation}),
-            timing_data=evaluation,
-            samples_dir=self.cache / "samples" / self.name,
-        )
+        found: Judge = self.opened.judge
+        return found
+
+    @property
+    def source(self) -> Artifact:
+        """The given ONNX as an artifact."""
+        found: Artifact = self.opened.engine.source
+        return found
+
+    @cached_property
+    def base(self) -> Evaluation:
+        """The original's outcomes, through ONNX Runtime; also what the judge compares with."""
+        self.opened._reference()
+        assert self.judge.base is not None
+        return self.judge.base
 
     def lay_out(self, folder: Path) -> tuple[Path, Path]:
         """(model, calibration feeds) as a peer's process reads them, written to `folder`."""
@@ -143,23 +140,25 @@ class Case:
         given.mkdir(parents=True, exist_ok=True)
         for path in self.files:
             shutil.copy(path, given / path.name)
-        samples = self.samples("calibration")
+        assert self.base is not None  # a recurrent model's states are those of the original
+        samples: Samples = self.opened.opened.data["calibration"]
+        picked = np.unique(np.linspace(0, len(samples) - 1, CALIBRATION).astype(int)).tolist()
         arrays = {
-            f"{i}/{name}": array
-            for i in range(len(samples))
-            for name, array in self._filled(samples.feeds([i])).items()
+            f"{i}/{name}": array for i in picked for name, array in samples.feeds([i]).items()
         }
         np.savez(folder / "feeds.npz", **arrays)  # type: ignore[arg-type]
         return given / self.model.name, folder / "feeds.npz"
 
-    def _filled(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """With zeros for a recurrent state the data leaves out, as a peer's user would start."""
-        made = dict(feeds)
-        for spec in self.source.inputs:
-            if spec.name not in made:
-                shape = [1 if isinstance(dim, str) else dim for dim in spec.shape]
-                made[spec.name] = np.zeros(shape, spec.dtype)
-        return made
+
+def frozen(case: Case) -> Case:
+    """The same model in files of the cache, which nobody writes while it is measured."""
+    folder = case.cache / "zoo" / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(case.folder, folder)
+    copy = replace(case, folder=folder)
+    if copy.digests != replace(case).digests:
+        raise SystemExit(f"{case.name}: its files change, try again later")
+    return copy
 
 
 def zoo(folder: Path, names: list[str], cache: Path, effort: str) -> list[Case]:

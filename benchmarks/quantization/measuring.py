@@ -199,7 +199,7 @@ def _wrapped(case: Case, engine: str, folder: Path) -> Artifact:
     entry = next(p.name for p in sorted(root.iterdir()) if p.suffix in (".onnx", ".xml"))
     source = case.source
     facts = {"container": "ir" if entry.endswith(".xml") else "onnx", "tool": folder.name}
-    facts |= {"state": case.card["state"]} if case.card.get("state") else {}
+    facts |= {k: v for k, v in source.facts.items() if k in ("state", "dims")}
     return Artifact.write(root, FORMATS[engine], entry, source.inputs, source.outputs, facts)
 
 
@@ -208,10 +208,7 @@ def _wrapped(case: Case, engine: str, folder: Path) -> Artifact:
 
 def measured(case: Case, engine: str, entries: list[Entry], limits: Limits) -> list[Row]:
     """The rows with score, loss and times in them; what does not run says why."""
-    base = _scored(case, case.source, "onnxruntime", limits)
-    if isinstance(base, str):
-        raise SystemExit(f"{case.name}: the original cannot be scored: {base}")
-    case.judge.base = base
+    base = case.base
     done: list[Entry] = []
     for entry in entries:
         if entry.artifact is None:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.quantization import measuring, tables, verdicts  # noqa: E402
-from benchmarks.quantization.cases import ENGINES, ROOT, Case, zoo  # noqa: E402
+from benchmarks.quantization.cases import ENGINES, ROOT, Case, frozen, zoo  # noqa: E402
 from compressor.record import load_record  # noqa: E402
 from compressor.result import RunRecord  # noqa: E402
 from runtimes.host import facts  # noqa: E402
@@ -102,7 +102,7 @@ def settings(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 
 def one_model(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Everything of one model."""
-    began = time.monotonic()
+    began, case = time.monotonic(), frozen(case)
     limits = measuring.Limits(run_s=60 * args.limit_minutes)
     env = args.peers_env if args.peers_env.is_dir() else None
     peers = {} if args.skip_peers else measuring.make_peers(case, limits, env)
