@@ -1,8 +1,9 @@
 """A command in a process group of its own: time limit, peak memory of the tree, the end of its log.
 
 What another tool does to a model may crash, hang or fill the memory; none of that may end a
-benchmark. Memory is sampled every 50 ms over all processes of the group: the sum of their resident
-sets (pages they share count once each) and the largest single one.
+benchmark. Memory is sampled every 50 ms over the process and all below it: the sum of their
+resident sets (pages they share count once each), the same without pages of files, and the largest
+single process.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Ended:
         seconds: wall clock.
         tree_bytes: largest sum of the resident sets of its process tree.
         process_bytes: largest resident set of one of its processes.
+        anonymous_bytes: largest sum without file-backed pages (mapped data, libraries).
         out: the end of its standard output.
         log: the end of its standard error.
     """
@@ -39,6 +41,7 @@ class Ended:
     seconds: float
     tree_bytes: int
     process_bytes: int
+    anonymous_bytes: int
     out: str
     log: str
 
@@ -81,31 +84,45 @@ def run_child(
                 start_new_session=True,
                 preexec_fn=bounded,
             )
+            peak = Peak()
             try:
-                code, tree, largest = _watched(child, began, limit_s)
+                code = _watched(child, began, limit_s, peak)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         seconds = time.monotonic() - began
-        return Ended(code, seconds, tree, largest, _tail(out), _tail(log))
+        return Ended(code, seconds, peak.tree, peak.process, peak.anonymous, _tail(out), _tail(log))
+
+
+@dataclass
+class Peak:
+    """The largest sizes seen so far."""
+
+    tree: int = 0
+    process: int = 0
+    anonymous: int = 0
+
+    def see(self, sizes: list[tuple[int, int]]) -> None:
+        """`sizes`: (resident, file-backed) bytes of each process at one moment."""
+        self.tree = max(self.tree, sum(size for size, _ in sizes))
+        self.process = max(self.process, max((size for size, _ in sizes), default=0))
+        self.anonymous = max(self.anonymous, sum(size - shared for size, shared in sizes))
 
 
 def _watched(
-    child: subprocess.Popen[bytes], began: float, limit_s: float
-) -> tuple[int | None, int, int]:
-    tree = largest = 0
+    child: subprocess.Popen[bytes], began: float, limit_s: float, peak: Peak
+) -> int | None:
     while (code := child.poll()) is None:
-        sizes = _resident(child.pid)
-        tree, largest = max(tree, sum(sizes)), max(largest, max(sizes, default=0))
+        peak.see(_resident(child.pid))
         if time.monotonic() - began > limit_s:
-            return None, tree, largest
+            return None
         time.sleep(POLL_S)
-    return code, tree, largest
+    return code
 
 
-def _resident(pid: int) -> list[int]:
-    """Resident bytes of a process and all below it."""
+def _resident(pid: int) -> list[tuple[int, int]]:
+    """(resident, file-backed) bytes of a process and all below it."""
     import psutil
 
     try:
@@ -116,7 +133,8 @@ def _resident(pid: int) -> list[int]:
     sizes = []
     for process in family:
         with contextlib.suppress(psutil.Error):
-            sizes.append(int(process.memory_info().rss))
+            memory = process.memory_info()
+            sizes.append((int(memory.rss), int(memory.shared)))
     return sizes
 
 

@@ -173,4 +173,4 @@ def test_a_childs_memory_is_seen() -> None:
     code = "import time; x = bytearray(b'1') * (100 << 20); time.sleep(0.5); print('done')"
     ended = run_child([sys.executable, "-c", code], limit_s=30.0)
     assert (ended.code, ended.why, ended.out.strip()) == (0, "", "done")
-    assert 100 << 20 < ended.process_bytes <= ended.tree_bytes < 400 << 20
+    assert 100 << 20 < ended.anonymous_bytes < ended.process_bytes <= ended.tree_bytes < 400 << 20
