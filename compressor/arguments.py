@@ -28,6 +28,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
     add("--device", help="the engine's device, for every target named")
     add("--seed", type=int, help="seed of every random choice")
+    add("--minutes", type=float, metavar="M", help="end after about M minutes, best so far")
     add("--batch", type=count, action="append", metavar="N", help="batch size to time; repeatable")
     add("--threads", type=count, metavar="N", help="engine threads while timing")
 

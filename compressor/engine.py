@@ -47,7 +47,7 @@ class Engine:
     data: Mapping[str, Samples]
     context: Context
     progress: Progress
-    trial: Callable[[Artifact, tuple[PlannedStep, ...]], Trial]
+    trial: Callable[[Artifact, tuple[PlannedStep, ...], str | None], Trial]
     records: list[StepRecord] = field(default_factory=list)
     irreproducible: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Engine:
             self.factory,
             LOG,
             self.progress.update,
-            lambda artifact: self.trial(artifact, rest),
+            lambda artifact: self.trial(artifact, rest, step.context.target),
         )
         before = parent.digest()
         made = module.run(parent, step.options, env)

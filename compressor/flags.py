@@ -142,4 +142,5 @@ def _measured(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     if args.threads is not None:
         measure = replace(measure, threads=args.threads)
     seed = recipe.seed if args.seed is None else args.seed
-    return replace(recipe, measure=measure, seed=seed)
+    minutes = recipe.minutes if args.minutes is None else args.minutes
+    return replace(recipe, measure=measure, seed=seed, minutes=minutes)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from compressor.recipe import Recipe, parse_range
+from compressor.recipe import Recipe
 from compressor.schema import Problem, Problems
+from compressor.shapes import resolve_shapes
 from compressor.steps import load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
 from exporters.base import Context, QuantScheme, StepSpec, Target
@@ -231,6 +232,10 @@ class _Planner:
 
     def _step(self, spec: StepSpec, where: str, context: Context, rung: str | None) -> PlannedStep:
         module = load_step(spec.name, where)
+        if spec.name == SEARCH and context.target:
+            minutes = (self.recipe.minutes or 0) / (len(self.recipe.targets) + 1)
+            limits = search_limits(self._gates(context.target), minutes)
+            spec = StepSpec(spec.name, {**limits, **spec.options})
         options = parse_options(spec, where)
         try:
             module.tools()
@@ -305,6 +310,26 @@ def replace_problems(planner: _Planner) -> _Planner:
     return replace(planner, problems=[])
 
 
+SEARCH = "quantize_mixed"
+_HALF = 0.5  # of a loss that a gate allows, for choices made on other samples than it judges
+
+
+def search_limits(gates: Sequence[Gate], minutes: float) -> dict[str, Any]:
+    """What a search for mixed precision must keep so that a target's gates hold."""
+    found: dict[str, Any] = {}
+    for gate in gates:
+        if gate.metric == "size_reduction" and gate.of == "model":
+            found["min_reduction"] = max(gate.limit, found.get("min_reduction", LEAST_REDUCTION))
+        if gate.metric in {"relative_drop", "accuracy_drop"}:
+            found["max_drop"] = gate.limit * _HALF
+        if gate.metric == "agreement":
+            found["max_drop"] = (1 - gate.limit) * _HALF
+    if minutes:
+        found["minutes"] = minutes
+    return found
+
+
+LEAST_REDUCTION = 0.75
 UNLABELLED = ("agreement>=97%", "sqnr>=15dB")  # how far outputs may move when nothing says more
 
 
@@ -347,48 +372,3 @@ def make_plan(
         labelled: accuracy can be judged.
     """
     return _Planner(recipe, source, inputs, source_format, roles, context, labelled).plan()
-
-
-def resolve_shapes(
-    raw: Mapping[str, Any], inputs: Sequence[TensorSpec], where: str
-) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """`shape:` entries as input → free dimension → (min, opt, max).
-
-    An entry is one range (the input has one free dimension), a list with one item per dimension,
-    or a mapping from dimension name to range.
-    """
-    known = {spec.name: spec for spec in inputs}
-    found: dict[str, dict[str, tuple[int, int, int]]] = {}
-    for name, value in raw.items():
-        place = f"{where}.shape.{name}"
-        if name not in known:
-            raise UsageError("no such input", where=place, expected="one of " + ", ".join(known))
-        free = [d for d in known[name].shape if isinstance(d, str)]
-        found[name] = _ranges(value, known[name], free, place)
-    return found
-
-
-def _ranges(
-    value: Any, spec: TensorSpec, free: list[str], place: str
-) -> dict[str, tuple[int, int, int]]:
-    if isinstance(value, Mapping):
-        if unknown := sorted(set(value) - set(free)):
-            raise UsageError(
-                f"no free dimension {unknown[0]!r}", where=place, expected=", ".join(free) or "none"
-            )
-        return {d: parse_range(v, f"{place}.{d}") for d, v in value.items()}
-    if isinstance(value, list):
-        if len(value) != len(spec.shape):
-            raise UsageError(
-                "wrong number of dimensions", where=place, expected=str(spec), got=str(value)
-            )
-        pairs = [(d, v) for d, v in zip(spec.shape, value, strict=True) if isinstance(d, str)]
-        return {d: parse_range(v, place) for d, v in pairs}
-    if len(free) != 1:
-        raise UsageError(
-            f"{spec.name} has {len(free)} free dimensions",
-            where=place,
-            expected=f"{{{', '.join(d + ': …' for d in free)}}}" if free else "no entry",
-            got=repr(value),
-        )
-    return {free[0]: parse_range(value, place)}

@@ -113,6 +113,8 @@ class Recipe:
         measure: how latency is measured.
         shape: input name → dimension or range, for every target.
         seed: of every random choice.
+        minutes: end the run after about this long with the best found so far: searches get a share
+            of it, and no further candidate is begun once it is spent.
         schema: version of this format.
     """
 
@@ -127,6 +129,7 @@ class Recipe:
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     shape: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    minutes: float | None = None
     schema: int = SCHEMA
 
     def shared_steps(self) -> tuple[StepSpec, ...]:

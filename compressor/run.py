@@ -26,9 +26,9 @@ from compressor.result import Reference, RunRecord, State, TargetResult
 from compressor.stateful import RecurrentState, Steps
 from compressor.store import Store
 from compressor.targets import Outcome, run_target
+from compressor.trials import selecting, trial
 from exporters.base import Context, Samples, Trial
 from runtimes.base import load_runtime
-from runtimes.errors import UsageError
 from runtimes.host import facts
 from runtimes.types import Artifact
 
@@ -91,6 +91,8 @@ class _Run:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self._onnx: Artifact | None = None
+        self._started = time.monotonic()
         recipe, progress = request.recipe, request.progress
         self.opened: Opened = open_all(
             recipe,
@@ -174,7 +176,10 @@ class _Run:
         reference = self._reference()
         compressed = self.engine.advance(self.engine.source, self.plan.shared)
         output.clear_candidates(self.request.out)
-        results = [self._target(planned, reference, compressed) for planned in self.plan.targets]
+        results = [
+            self._target(planned, reference, compressed, self._deadline(number))
+            for number, planned in enumerate(self.plan.targets, 1)
+        ]
         exit_code = worst([r.exit_code for r in results])
         request = self.request
         return RunRecord(
@@ -203,7 +208,7 @@ class _Run:
     def _reference(self) -> Reference:
         """The original as ONNX: what sizes and scores are compared with."""
         source = self.engine.source
-        onnx = self.engine.advance(source, self.plan.reference, "original")
+        onnx = self._original()
         for samples in self.sets.values():
             if isinstance(samples, Steps):
                 samples.original = onnx
@@ -225,10 +230,20 @@ class _Run:
             score=self.judge.as_score(self.judge.base, "onnxruntime", "no evaluation data"),
         )
 
+    def _deadline(self, number: int) -> float | None:
+        """When the target that is `number`th from 1 should end; None: whenever it is done."""
+        minutes = self.request.recipe.minutes
+        share = number / len(self.plan.targets)
+        return None if minutes is None else self._started + minutes * 60 * share
+
     def _target(
-        self, planned: PlannedTarget, reference: Reference, compressed: Artifact
+        self,
+        planned: PlannedTarget,
+        reference: Reference,
+        compressed: Artifact,
+        deadline: float | None,
     ) -> TargetResult:
-        outcome = run_target(planned, self.engine, self.judge, reference, compressed)
+        outcome = run_target(planned, self.engine, self.judge, reference, compressed, deadline)
         result = self._inconclusive(outcome.result)
         if outcome.shipped is not None:
             result = self._ship(planned, replace(outcome, result=result))
@@ -301,25 +316,22 @@ class _Run:
                 found.append(f"{result.name}: inconclusive: {result.reason}")
         return found
 
-    def _trial(self, artifact: Artifact, rest: tuple[PlannedStep, ...]) -> Trial:
+    def _trial(
+        self, artifact: Artifact, rest: tuple[PlannedStep, ...], target: str | None
+    ) -> Trial:
         """A searching step's attempt through the rest of its list, on selection data."""
-        samples = self.opened.data.get("selection")
-        if samples is None or self.judge.metric is None:
-            raise UsageError(
-                "this step searches, and there is no selection data to choose by",
-                where="data.selection",
-                fix="add data.selection (never the evaluation data)",
-            )
-        target = rest[-1].context.target if rest else None
         planned = next((t for t in self.plan.targets if t.target.name == target), None)
         runtime = planned.target.runtime if planned else "onnxruntime"
+        device = planned.context.device if planned else "CPU"
         made = self.engine.advance(artifact, rest, "trial")
-        if isinstance(samples, Steps):
-            samples = samples.whole
-        judge = replace(self.judge, samples=samples)
-        found = judge.score(made, runtime, "CPU", "trial")
-        assert found is not None
-        return Trial(float(found.value or 0.0), made.size_bytes)
+        judge = selecting(self.judge, self.opened.data, self.request.base_dir)
+        return trial(judge, made, self._original(), runtime, device)
+
+    def _original(self) -> Artifact:
+        """The original as ONNX."""
+        if self._onnx is None:
+            self._onnx = self.engine.advance(self.engine.source, self.plan.reference, "original")
+        return self._onnx
 
     def _pinned(self, position: int, step: Any) -> Any:
         """A shared step with its budget in minutes as the number of steps that it became."""

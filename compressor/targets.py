@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,8 +55,12 @@ def run_target(
     judging: Judge,
     reference: Reference,
     compressed: Artifact,
+    deadline: float | None = None,
 ) -> Outcome:
-    """Builds and judges `planned`; an error of this target is data, not an exception."""
+    """Builds and judges `planned`; an error of this target is data, not an exception.
+
+    Past `deadline` (of the monotonic clock) no further candidate is begun.
+    """
     name = planned.target.name
     blank = TargetResult(
         name,
@@ -66,7 +71,7 @@ def run_target(
         versions=load_runtime(planned.target.runtime).versions(),
     )
     try:
-        runner = _Runner(planned, engine, judging, reference)
+        runner = _Runner(planned, engine, judging, reference, deadline)
         twins = [runner.build(rung, engine.source) for rung in planned.twins]
         for twin in twins:
             if twin.artifact is None and twin.candidate.role == "twin":
@@ -102,6 +107,7 @@ class _Runner:
     engine: Engine
     judging: Judge
     reference: Reference
+    deadline: float | None = None
     last: BenchResult | None = None
 
     def build(self, rung: PlannedRung, start: Artifact) -> Built:
@@ -146,6 +152,8 @@ class _Runner:
         """The ladder from its most compressed rung until one passes."""
         tried: list[Built] = []
         for rung in self.planned.rungs:
+            if tried and self.deadline is not None and time.monotonic() > self.deadline:
+                rung = replace(rung, skipped="the minutes given were spent", steps=())
             built = self.build(rung, compressed)
             if built.artifact is not None:
                 built = self._judged(built, twins)

@@ -194,10 +194,19 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """What a searching step learns of one of its own attempts, on selection data."""
+    """What a searching step learns of one of its own attempts, on selection data.
+
+    Attributes:
+        score: in the run's metric.
+        size_bytes: of what would ship.
+        drop: relative loss against the original on the same samples; without labels, the share of
+            answers that differ from the original's, or else the noise share of the outputs.
+        latency_ns: of one inference, where it was timed.
+    """
 
     score: float
     size_bytes: int
+    drop: Optional[float] = None
     latency_ns: Optional[int] = None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from compressor.gates import parse_gate
-from compressor.plan import Plan, complete_gates, make_plan, resolve_shapes
+from compressor.plan import Plan, complete_gates, make_plan
 from compressor.recipe import load_recipe
 from compressor.schema import Problems
+from compressor.shapes import resolve_shapes
 from exporters.base import Context
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec

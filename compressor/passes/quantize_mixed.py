@@ -1,0 +1,130 @@
+"""Mixed precision: per layer INT8, stored integers or float, so that accuracy, size and speed hold.
+
+What each layer's lower precision costs is measured on the target's model (`compress sensitivity`
+prints that table); an integer program picks the smallest and fastest assignment within a damage
+budget and the size limit; the budget is then bisected with real builds, scored on selection data.
+INT8 kernels are used only where they are measured to be no slower than float.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+from exporters.base import Context, Env
+from runtimes.errors import Refusal
+from runtimes.types import Artifact
+
+REV = 1
+ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
+PRODUCES = "same"
+NEEDS = frozenset({"calibration"})
+USES = frozenset({"calibration", "selection"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the result must keep, and how long the search may take.
+
+    Attributes:
+        min_reduction: the artifact is at least this much smaller than the original (0-1).
+        max_drop: relative loss allowed on selection data (without labels: disagreement).
+        speed: leave layers float whose INT8 kernel is measured to be no faster.
+        samples: measure each layer's damage on this many.
+        minutes: end the search after about this long with the best found; None: no limit.
+        method: of calibration, as in `quantize_static`.
+        assign: layer → precision (`float`, `w8`, `int8`, `w4`, `int8-w4`); given, nothing is
+            searched.
+    """
+
+    min_reduction: float = 0.75
+    max_drop: float = 0.005
+    speed: bool = True
+    samples: int = 64
+    minutes: float | None = None
+    method: Literal["minmax", "mse"] = "minmax"
+    assign: Mapping[str, str] = field(default_factory=dict)
+
+
+def tools() -> dict[str, str]:
+    """Versions of what calibrates, computes and solves."""
+    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+    for name in ("nncf", "openvino", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Models without a weight that could be stored in fewer bits, and quantized ones."""
+    del options
+    from compressor.passes import quantize_weights
+
+    if source.format != "openvino":
+        from compressor.quantization.onnx_pass import model_refusals
+        from exporters._onnx_graph import load_model
+
+        if found := model_refusals(load_model(source.path)):
+            return found
+    return quantize_weights.refusals(source, quantize_weights.Options(), context)
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Search (or take `assign`), and write the best artifact found with what was learned."""
+    from compressor.quantization.search import Search, build
+    from compressor.quantization.sensitivity import Budget
+    from compressor.quantization.workbench import open_workbench
+
+    bench = open_workbench(source, env, options.samples, options.method)
+    if options.assign:
+        made = build(source, bench.groups, options.assign, env, "assigned", options)
+        return _write(made, env, {"assign": dict(options.assign)}, [])
+    original = int(env.reference.facts.get("given_bytes") or env.reference.size_bytes)
+    limit = int(original * (1 - options.min_reduction))
+    search = Search(source, bench, env, options, Budget(options.minutes), limit)
+    best = search.run()
+    facts: dict[str, Any] = {
+        "assign": best.assign,
+        "predicted_damage": float(f"{best.damage:.4g}"),
+        "builds": len(search.tried),
+        "selection_drop": best.trial.drop,
+    }
+    return _write(best.artifact, env, facts, _notes(best.assign), timed=search.timed)
+
+
+def _notes(assign: Mapping[str, str]) -> list[str]:
+    words = {
+        "int8-w4": "in INT8 with 4-bit weights",
+        "int8": "in INT8",
+        "w4": "float with 4-bit weights",
+        "w8": "float with 8-bit weights",
+        "half": "float with half weights",
+        "float": "float",
+    }
+    counts = Counter(assign.values())
+    parts = [f"{counts[option]} {words[option]}" for option in words if counts[option]]
+    return ["mixed precision over groups of layers: " + ", ".join(parts)]
+
+
+def _write(
+    made: Artifact,
+    env: Env,
+    found: dict[str, Any],
+    notes: list[str],
+    *,
+    timed: bool = False,
+) -> Artifact:
+    for name in made.files:
+        target = env.work / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made.root / name, target)
+    facts = {**made.facts, "mixed": found, "notes": [*made.facts.get("notes", []), *notes]}
+    if timed:
+        facts["not_reproducible"] = "quantize_mixed chose by measured times"
+    return Artifact.write(env.work, made.format, made.entry, made.inputs, made.outputs, facts)

@@ -1,0 +1,325 @@
+"""The search of `quantize_mixed`: solve, build the real thing, measure it, solve again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from compressor.quantization.calibration import batches
+from compressor.quantization.mixed import (
+    INTEGER,
+    Assignment,
+    Cell,
+    Limits,
+    cells,
+    least_damage,
+    solve,
+    total_bytes,
+    total_damage,
+)
+from compressor.quantization.sensitivity import (
+    FLOAT,
+    OPTIONS,
+    Budget,
+    Group,
+    Sensitivity,
+    Workbench,
+    measure,
+)
+from compressor.quantization.substeps import run_steps
+from exporters.base import Env, Trial
+from runtimes.base import LayerPrecision, load_runtime
+from runtimes.errors import CompressError, Unsupported
+from runtimes.types import Artifact
+
+# Noise shares tried, from 8 to 43 dB: below the first a model is of no use, past the last it is
+# the float one.
+LEVELS = (0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002, 0.0005, 0.00005)
+BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
+_ENGINES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "onnx": "onnxruntime"}
+_NOT_SLOWER = 0.97
+
+
+@dataclass
+class Found:
+    """One assignment, built and tried.
+
+    Attributes:
+        assign: group → option.
+        artifact: the real artifact, as it would ship.
+        trial: its score on selection data.
+        damage: what the table predicted.
+        speedup: over the float model at the device's default precision; None: not timed.
+    """
+
+    assign: Assignment
+    artifact: Artifact
+    trial: Trial
+    damage: float
+    speedup: float | None = None
+
+
+@dataclass
+class Search:
+    """Finds the smallest and fastest assignment that keeps accuracy, within a budget.
+
+    Attributes:
+        source: the float artifact.
+        bench: precisions tried on it.
+        limit_bytes: what the artifact may have.
+        max_drop: relative loss allowed on selection data.
+    """
+
+    source: Artifact
+    bench: Workbench
+    env: Env
+    options: Any
+    budget: Budget
+    limit_bytes: int
+    tried: list[Found] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    table: Sensitivity | None = None
+    timed: bool = False
+
+    def run(self) -> Found:
+        """The best assignment found; raises `Unsupported` where not one could be built."""
+        self.table = measure(
+            self.bench,
+            replace(self.budget, minutes=self.budget.minutes and self.budget.minutes / 2),
+            kept=self.env.checkpoint / "sensitivity.json",
+            told=lambda share, what: self.env.progress(0.4 * share, what),
+        )
+        allowed = {g.name: self._options(g) for g in self.table.groups}
+        times: dict[tuple[str, str], float] = {}
+        if self.options.speed and any(INTEGER & set(o) for o in allowed.values()):
+            allowed, times = self._what_is_faster(allowed)
+        sizes = {
+            (g.name, o): self.bench.size_bytes(g, o) for g in self.table.groups for o in OPTIONS
+        }
+        options = cells(self.table, sizes, times, allowed)
+        best = self._descend(options)
+        if best is None:
+            reasons = "; ".join(dict.fromkeys(self.failed)) or "no assignment keeps the size"
+            what = f"no mixed precision could be built: {reasons}"
+            raise Unsupported(what, [], where="quantize_mixed")
+        return best
+
+    def _options(self, group: Group) -> tuple[str, ...]:
+        return tuple(o for o in group.options if o != "half")
+
+    def _descend(self, options: list[Cell]) -> Found | None:
+        """Bisect the levels for the coarsest assignment that keeps accuracy on selection data."""
+        assert self.table is not None
+        fixed = self._fixed_bytes(options)
+        plans = self._plans(options, self.limit_bytes - fixed)
+        low, high = 0, len(plans) - 1
+        best: Found | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            share = 0.6 + 0.3 * (len(self.tried) / (len(plans) or 1))
+            self.env.progress(min(share, 0.9), f"building candidate {len(self.tried) + 1}")
+            found = self._try(plans[middle], options)
+            if found is not None and self._keeps(found):
+                best, high = found, middle - 1
+            else:
+                low = middle + 1
+            if not self.budget.left():
+                break
+        return best or min(self.tried, key=_worse, default=None)
+
+    def _keeps(self, found: Found) -> bool:
+        drop = found.trial.drop
+        return drop is not None and drop <= self.options.max_drop
+
+    def _plans(self, options: list[Cell], room: int) -> list[Assignment]:
+        """Assignments from the coarsest to the most careful, all within the size."""
+        found: list[Assignment] = []
+        for level in LEVELS:
+            made = solve(options, Limits(level, room))
+            if made is not None and made not in found:
+                found.append(made)
+        careful = least_damage(options, Limits(float("inf"), room))
+        if careful is not None and careful not in found:
+            found.append(careful)
+        return found
+
+    def _fixed_bytes(self, options: list[Cell]) -> int:
+        """Bytes of the artifact that no assignment changes, from one real build."""
+        coarse = solve(options, Limits(float("inf")))
+        found = self._try(coarse, options) if coarse is not None else None
+        if found is None or coarse is None:
+            return int(0.02 * self.source.size_bytes)
+        return max(0, found.artifact.size_bytes - total_bytes(options, coarse))
+
+    def _try(self, assign: Assignment, options: list[Cell]) -> Found | None:
+        """Build and score an assignment, once."""
+        for known in self.tried:
+            if known.assign == assign:
+                return known
+        try:
+            artifact = build(
+                self.source,
+                self.bench.groups,
+                assign,
+                self.env,
+                f"try{len(self.tried)}",
+                self.options,
+            )
+        except CompressError as error:
+            self.failed.append(error.what)
+            return None
+        found = Found(assign, artifact, self.env.trial(artifact), total_damage(options, assign))
+        self.tried.append(found)
+        self._keep()
+        return found
+
+    def _build(self, assign: Assignment, name: str) -> Artifact:
+        return build(self.source, self.bench.groups, assign, self.env, name, self.options)
+
+    def _keep(self) -> None:
+        """What was tried so far survives a kill, for the eye and for the next attempt."""
+        rows = [
+            {"assign": f.assign, "drop": f.trial.drop, "bytes": f.trial.size_bytes}
+            for f in self.tried
+        ]
+        (self.env.checkpoint / "tried.json").write_text(json.dumps(rows))
+
+    def _what_is_faster(
+        self, allowed: dict[str, tuple[str, ...]]
+    ) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], float]]:
+        """Options without integer kernels where these are slower, and times of the rest.
+
+        All layers in INT8 are timed against the float model. If that is slower, layers whose own
+        time does not fall are taken out, and what is left is timed again.
+        """
+        assert self.table is not None
+        self.env.progress(0.42, "timing INT8 against float")
+        for attempt in range(2):
+            whole: Assignment = {g: "int8" if "int8" in o else "w8" for g, o in allowed.items()}
+            if "int8" not in whole.values():
+                break
+            try:
+                made = build(
+                    self.source, self.bench.groups, whole, self.env, f"whole{attempt}", self.options
+                )
+            except CompressError as error:
+                self.failed.append(error.what)
+                break
+            self.timed = True
+            gain = speedup(self.source, made, self.env)
+            before, after = (profile(a, self.env) for a in (self.source, made))
+            times = self._times(before, after)
+            if gain >= _NOT_SLOWER:
+                return allowed, times
+            slow = {
+                g
+                for g, o in allowed.items()
+                if "int8" in o and times.get((g, "int8"), 0.0) >= times.get((g, FLOAT), 0.0)
+            }
+            if attempt or not slow:
+                break
+            allowed = {g: _stored(o) if g in slow else o for g, o in allowed.items()}
+        return {g: _stored(o) for g, o in allowed.items()}, {}
+
+    def _times(
+        self, before: list[LayerPrecision], after: list[LayerPrecision]
+    ) -> dict[tuple[str, str], float]:
+        """(group, option) → share of the float model's time; conversions count with INT8 layers."""
+        assert self.table is not None
+        total = sum(layer.time_ns or 0 for layer in before) or 1
+        groups = [g for g in self.table.groups if "int8" in g.options]
+        slow, fast = _by_group(before, groups), _by_group(after, groups)
+        overhead = sum(x.time_ns or 0 for x in after if _converts(x)) / (len(groups) or 1)
+        found: dict[tuple[str, str], float] = {}
+        for group in groups:
+            for option in group.options:
+                time = fast[group.name] + overhead if option in INTEGER else slow[group.name]
+                found[group.name, option] = time / total
+        return found
+
+
+def _worse(found: Found) -> tuple[float, int]:
+    drop = found.trial.drop
+    return (float("inf") if drop is None else drop, found.trial.size_bytes)
+
+
+def _stored(options: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(o for o in options if o not in INTEGER)
+
+
+def _by_group(layers: list[LayerPrecision], groups: list[Group]) -> dict[str, float]:
+    """Group → nanoseconds of its layers, as far as the profile names them."""
+    owner = {layer: g.name for g in groups for layer in g.layers}
+    found = dict.fromkeys((g.name for g in groups), 0.0)
+    for layer in layers:
+        names = [n.removesuffix("/WithoutBiases") for n in (layer.layer, *layer.layers)]
+        group = next((owner[n] for n in names if n in owner), None)
+        if group is not None:
+            found[group] += layer.time_ns or 0
+    return found
+
+
+def _converts(layer: LayerPrecision) -> bool:
+    return layer.op in {"QuantizeLinear", "DequantizeLinear", "Reorder", "Convert", "FakeQuantize"}
+
+
+def build(
+    source: Artifact,
+    groups: tuple[Group, ...],
+    assign: Mapping[str, str],
+    env: Env,
+    name: str,
+    options: Any,
+) -> Artifact:
+    """The artifact of an assignment, made by the steps that a recipe would name."""
+    floats = [
+        layer
+        for g in groups
+        if "int8" in g.options and assign.get(g.name, FLOAT) not in INTEGER
+        for layer in g.layers
+    ]
+    integers = [g for g in groups if assign.get(g.name, FLOAT) in INTEGER]
+    specs: list[tuple[str, Mapping[str, Any]]] = []
+    if integers:
+        exclude = tuple(_escaped(layer) for layer in floats)
+        specs.append(("quantize_static", {"method": options.method, "exclude": exclude}))
+    bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in groups for layer in g.layers}
+    left = {n: b for n, b in bits.items() if b != 32}
+    if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
+        specs.append(("reconstruct_weights", {"assign": {**dict.fromkeys(bits, 32), **left}}))
+    return run_steps(source, specs, env, name)
+
+
+def _escaped(name: str) -> str:
+    """`name` as a glob that matches nothing else."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def speedup(float_model: Artifact, candidate: Artifact, env: Env) -> float:
+    """Interleaved timing at the smallest batch: float time over the candidate's."""
+    from compressor.bench import BenchPlan, Variant, bench
+
+    engine = _ENGINES[candidate.format]
+    feeds = {1: [_one(float_model, env)]}
+    variants = [
+        Variant(n, a, engine, env.context.device)
+        for n, a in (("float", float_model), ("candidate", candidate))
+    ]
+    found = bench(variants, feeds, BenchPlan(effort="quick", seed=env.context.seed))
+    return float(found.timing("candidate", 1, "float").speedup or 0.0)
+
+
+def _one(artifact: Artifact, env: Env) -> Any:
+    bounds = artifact.facts.get("bounds")
+    first = next(batches(env.data["calibration"], artifact.inputs, 1, bounds))
+    return {name: array[:1] for name, array in first.items()}
+
+
+def profile(artifact: Artifact, env: Env) -> list[LayerPrecision]:
+    """Per layer, what the engine says it took."""
+    engine: Any = load_runtime(_ENGINES[artifact.format])
+    feeds = _one(artifact, env)
+    found: list[LayerPrecision] = engine.layer_precisions(artifact, feeds=feeds, threads=1)
+    return found
