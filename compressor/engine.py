@@ -57,7 +57,11 @@ class Engine:
     ) -> Artifact:
         """`artifact` through `steps`; finished ones come from the store."""
         for i, step in enumerate(steps):
-            artifact = self._step(artifact, step, steps[i + 1 :], title)
+            try:
+                artifact = self._step(artifact, step, steps[i + 1 :], title)
+            except Unsupported:
+                if not step.optional:
+                    raise
         return artifact
 
     def _step(

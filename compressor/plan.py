@@ -31,6 +31,7 @@ class PlannedStep:
     context: Context
     where: str
     rung: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,9 @@ class _Planner:
             self._problem(where, f"needs {role} data, and none is given", fix=f"add data.{role}")
         if spec.name == "to_onnx":  # a format of no target: one export serves them all
             context = Context(dims=context.dims, seed=context.seed, threads=context.threads)
-        self._refusals(module, options, context, where)
-        return PlannedStep(spec.name, options, context, where, rung)
+        if not spec.optional:
+            self._refusals(module, options, context, where)
+        return PlannedStep(spec.name, options, context, where, rung, spec.optional)
 
     def _refusals(self, module: Any, options: Any, context: Context, where: str) -> None:
         if self.source is None or self.source.format not in module.ACCEPTS:

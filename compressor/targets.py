@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from compressor.bench import BenchResult, Variant
 from compressor.engine import Engine
@@ -25,7 +25,7 @@ from compressor.result import (
 from compressor.steps import options_json
 from compressor.verdict import combine, judge
 from runtimes.base import load_runtime
-from runtimes.errors import CompressError, UsageError
+from runtimes.errors import CompressError, Unsupported, UsageError
 from runtimes.types import Artifact
 
 LATENCY = frozenset({"speedup", "p50", "p99", "memory"})
@@ -108,6 +108,7 @@ class _Runner:
     judging: Judge
     reference: Reference
     deadline: float | None = None
+    twins: set[str] = field(default_factory=set)
     last: BenchResult | None = None
 
     def build(self, rung: PlannedRung, start: Artifact) -> Built:
@@ -119,6 +120,7 @@ class _Runner:
         title = f"{self.planned.target.name} {rung.name}"
         try:
             artifact = self.engine.advance(start, rung.steps, title)
+            self._require_effect(rung, artifact)
             found = self.judging.score(artifact, *self._where(), title)
         except UsageError:
             raise
@@ -144,6 +146,13 @@ class _Runner:
             ),
             artifact,
         )
+
+    def _require_effect(self, rung: PlannedRung, artifact: Artifact) -> None:
+        """A rung whose steps all refused the model is no candidate: it is the twin again."""
+        if rung.role != "candidate":
+            self.twins.add(artifact.digest())
+        elif artifact.digest() in self.twins and any(step.optional for step in rung.steps):
+            raise Unsupported("no step of this candidate takes the model", [], where=rung.name)
 
     def _where(self) -> tuple[str, str]:
         return self.planned.target.runtime, self.planned.context.device

@@ -91,10 +91,14 @@ class QuantScheme:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """A step by name with the options the recipe gives it (only those it names)."""
+    """A step by name with the options the recipe gives it (only those it names).
+
+    An `optional` step of a ladder is left out where it refuses the model, and the rung goes on.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,17 +48,21 @@ USES: frozenset[str] = frozenset()
 
 _TWIN = StepSpec("to_onnxruntime")
 
+# Layers that take no static INT8 (LSTMs above all) get dynamic INT8; the rest keeps float kernels.
+_INT8 = (
+    StepSpec("quantize_static", optional=True),
+    StepSpec("quantize_dynamic", {"store": 4}, optional=True),
+)
+
 TARGET = Target(
     name="onnxruntime",
     runtime="onnxruntime",
     formats=frozenset({"onnxruntime"}),
     twin=(_TWIN,),
     ladder=(
-        Rung(
-            "int8-w4",
-            (_TWIN, StepSpec("quantize_static"), StepSpec("quantize_weights", {"bits": 4})),
-        ),
-        Rung("int8", (_TWIN, StepSpec("quantize_static"))),
+        Rung("int8-w4", (_TWIN, *_INT8, StepSpec("reconstruct_weights", optional=True))),
+        Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
+        Rung("int8", (_TWIN, *_INT8, StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (_TWIN, StepSpec("cast_half"))),
     ),

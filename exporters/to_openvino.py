@@ -35,6 +35,7 @@ NEEDS: frozenset[str] = frozenset()
 USES: frozenset[str] = frozenset()
 
 _TWIN = StepSpec("to_openvino")
+_INT8 = StepSpec("quantize_static", optional=True)
 _MARK = "onnx:"
 
 TARGET = Target(
@@ -45,11 +46,9 @@ TARGET = Target(
     half_twin=(_TWIN,),
     half_isa=frozenset({"avx512_bf16", "amx_bf16", "avx512_fp16", "bf16", "fp16"}),
     ladder=(
-        Rung(
-            "int8-w4",
-            (_TWIN, StepSpec("quantize_static"), StepSpec("quantize_weights", {"bits": 4})),
-        ),
-        Rung("int8", (_TWIN, StepSpec("quantize_static"))),
+        Rung("int8-w4", (_TWIN, _INT8, StepSpec("reconstruct_weights", optional=True))),
+        Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
+        Rung("int8", (_TWIN, _INT8, StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (StepSpec("to_openvino", {"precision": "f16"}),)),
     ),
