@@ -47,12 +47,14 @@ NEEDS: frozenset[str] = frozenset()
 USES: frozenset[str] = frozenset()
 
 _TWIN = StepSpec("to_onnxruntime")
+_FOUR = StepSpec("reconstruct_weights", optional=True)
 
-# Layers that take no static INT8 (LSTMs above all) get dynamic INT8; the rest keeps float kernels.
-_INT8 = (
-    StepSpec("quantize_static", optional=True),
-    StepSpec("quantize_dynamic", {"store": 4}, optional=True),
-)
+
+def _int8(store: int) -> tuple[StepSpec, ...]:
+    """Static INT8, and dynamic for layers that have no static kernel (LSTMs above all)."""
+    dynamic = StepSpec("quantize_dynamic", {"store": store}, optional=True)
+    return (StepSpec("quantize_static", optional=True), dynamic)
+
 
 TARGET = Target(
     name="onnxruntime",
@@ -60,9 +62,10 @@ TARGET = Target(
     formats=frozenset({"onnxruntime"}),
     twin=(_TWIN,),
     ladder=(
-        Rung("int8-w4", (_TWIN, *_INT8, StepSpec("reconstruct_weights", optional=True))),
+        Rung("int8-w4", (_TWIN, *_int8(4), _FOUR)),
+        Rung("dynamic-w4", (_TWIN, StepSpec("quantize_dynamic", {"store": 4}), _FOUR)),
         Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
-        Rung("int8", (_TWIN, *_INT8, StepSpec("quantize_weights", {"bits": 8}, optional=True))),
+        Rung("int8", (_TWIN, *_int8(8), StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (_TWIN, StepSpec("cast_half"))),
     ),

@@ -34,6 +34,7 @@ class Options:
         min_reduction: the artifact is at least this much smaller than the original (0-1).
         max_drop: relative loss allowed on selection data (without labels: disagreement).
         speed: leave layers float whose INT8 kernel is measured to be no faster.
+        dynamic: let LSTMs whose weights are integers run in dynamic INT8 where the engine can.
         samples: measure each layer's damage on this many.
         minutes: end the search after about this long with the best found; None: no limit.
         method: of calibration, as in `quantize_static`.
@@ -44,6 +45,7 @@ class Options:
     min_reduction: float = 0.75
     max_drop: float = 0.005
     speed: bool = True
+    dynamic: bool = True
     samples: int = 64
     minutes: float | None = None
     method: Literal["minmax", "mse"] = "minmax"

@@ -285,6 +285,17 @@ def build(
     if integers:
         exclude = tuple(_escaped(layer) for layer in floats)
         specs.append(("quantize_static", {"method": options.method, "exclude": exclude}))
+    recurrent = {
+        layer: assign[g.name] for g in groups if g.op == "LSTM" for layer in g.layers
+        if assign.get(g.name) in ("w8", "w4")
+    }  # fmt: skip
+    if recurrent and source.format != "openvino" and options.dynamic:
+        stay = [
+            layer for g in groups if g.op == "LSTM" for layer in g.layers if layer not in recurrent
+        ]
+        store = 4 if "w4" in recurrent.values() else 8
+        more = {"ops": ("LSTM",), "exclude": tuple(map(_escaped, stay)), "store": store}
+        specs.append(("quantize_dynamic", more))
     bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in groups for layer in g.layers}
     left = {n: b for n, b in bits.items() if b != 32}
     if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
