@@ -9,7 +9,7 @@ of a large transformer would take longer than running it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,12 +27,13 @@ from compressor.quantization.onnx_weights import (
 )
 from compressor.quantization.placement import Placement
 from compressor.quantization.qdq import Grid, grid
-from compressor.quantization.sensitivity import FLOAT, Group, Outputs
+from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Group, Outputs
 from exporters._check import onnx_session, run_onnx
 from exporters._onnx_graph import load_model, replace
 from exporters.base import Env, QuantScheme
 from runtimes.types import Artifact
 
+T = TypeVar("T")
 LEAST = 256  # smaller weights are left as they are
 _INTEGER = frozenset({"int8", "int8-w4"})
 _FOUR = frozenset({"w4", "int8-w4"})
@@ -51,9 +52,9 @@ class OnnxBench:
             for w in find_weights(self.graph, LEAST, stay)
             if w.tensor.name in self.graph.weights and w.dequantize is None
         }
-        self._group_of: dict[str, str] = {}
-        self.groups = tuple(self._group(w) for w in self.weights.values())
-        self._tensor_of = {self._group_of[t]: t for t in self.weights}
+        self._group_of = {t: self._layers(w)[0] for t, w in self.weights.items()}
+        self._members = members(self._group_of, self.weights)
+        self.groups = tuple(self._group(name, found) for name, found in self._members.items())
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples))
         self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
@@ -63,22 +64,21 @@ class OnnxBench:
         self._bias: dict[str, tuple[str, Any]] = {}
         self._means: Mapping[str, Any] = {}
 
-    def _group(self, weight: Weight) -> Group:
-        layers = tuple(n.name for n in self.graph.consumers[weight.tensor.name])
-        integer = all(name in self.plan.weights for name in layers)
-        options = (
-            (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
-            if integer
-            else ("float", "half", "w8", "w4")
-        )
-        self._group_of[weight.tensor.name] = layers[0]
-        return Group(layers[0], weight.node.op_type, layers, int(weight.values.size), options)
+    def _layers(self, weight: Weight) -> tuple[str, ...]:
+        return tuple(n.name for n in self.graph.consumers[weight.tensor.name])
+
+    def _group(self, name: str, weights: list[Weight]) -> Group:
+        layers = tuple(dict.fromkeys(n for w in weights for n in self._layers(w)))
+        options = OPTIONS if all(n in self.plan.weights for n in layers) else STORED
+        elements = sum(int(w.values.size) for w in weights)
+        return Group(name, weights[0].node.op_type, layers, elements, options)
 
     def size_bytes(self, group: Group, option: str) -> int:
-        """Stored bytes of the group's weight in that option, scales included."""
-        weight = self.weights[self._tensor_of[group.name]]
-        scales = 4 * int(weight.values.shape[weight.axis])
-        return stored_bytes(group.elements, scales, option)
+        """Stored bytes of the group's weights in that option, scales included."""
+        return sum(
+            stored_bytes(int(w.values.size), 4 * int(w.values.shape[w.axis]), option)
+            for w in self._members[group.name]
+        )
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
@@ -143,6 +143,14 @@ class OnnxBench:
             for node in self.graph.consumers[tensor]
             if node.op_type in {"Conv", "Gemm"} and node.input[1] == tensor
         ]
+
+
+def members(group_of: Mapping[str, str], weights: Mapping[str, T]) -> dict[str, list[T]]:
+    """Group → its weights; a recurrent layer has several."""
+    found: dict[str, list[T]] = {}
+    for key, weight in weights.items():
+        found.setdefault(group_of[key], []).append(weight)
+    return found
 
 
 def stored_bytes(elements: int, scales: int, option: str) -> int:

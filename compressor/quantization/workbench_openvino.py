@@ -26,7 +26,7 @@ from compressor.quantization.openvino_storage import _round as round_weight
 from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
 from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Group, Outputs
 from compressor.quantization.substeps import run_steps
-from compressor.quantization.workbench_onnx import LEAST, stored_bytes
+from compressor.quantization.workbench_onnx import LEAST, members, stored_bytes
 from exporters.base import Env
 from runtimes.types import Artifact
 
@@ -40,29 +40,33 @@ class OpenVinoBench:
         self._source, self._env, self._method = source, env, method
         self.model = read_ir(source.path)
         stay = {n.removesuffix("/WithoutBiases") for n in kept(named(self.model), env.context.keep)}
-        self.weights = {w.name: w for w in find_weights(self.model, LEAST) if w.name not in stay}
-        self._readers = {name: _readers(w.top) for name, w in self.weights.items()}
-        self.groups = tuple(self._group(w) for w in self.weights.values())
+        found = [w for w in find_weights(self.model, LEAST) if w.name not in stay]
+        self.weights = {w.top.get_friendly_name(): w for w in found}
+        self._readers = {key: _readers(w.top) for key, w in self.weights.items()}
+        self._members = members({key: w.name for key, w in self.weights.items()}, self.weights)
+        self.groups = tuple(self._group(name, found) for name, found in self._members.items())
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds")))
         self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
         self._int8: Any = None
         self._means: dict[str, Any] | None = None
 
-    def _group(self, weight: Weight) -> Group:
-        readers = self._readers[weight.name]
-        layers = tuple(r.removesuffix("/WithoutBiases") for r, _, _ in readers)
+    def _group(self, name: str, weights: list[Weight]) -> Group:
+        readers = [r for w in weights for r in self._readers[w.top.get_friendly_name()]]
+        layers = tuple(dict.fromkeys(r.removesuffix("/WithoutBiases") for r, _, _ in readers))
         kinds = {kind for _, kind, _ in readers}
-        options = OPTIONS if kinds and kinds <= WEIGHTED_TYPES else STORED
-        op = readers[0][1] if readers else "Gather"
-        return Group(weight.name, op, layers, int(weight.values.size), options)
+        options = OPTIONS if kinds <= WEIGHTED_TYPES else STORED
+        elements = sum(int(w.values.size) for w in weights)
+        return Group(name, readers[0][1], layers, elements, options)
 
     def size_bytes(self, group: Group, option: str) -> int:
-        """Stored bytes of the group's weight in that option, scales included."""
-        weight = self.weights[group.name]
-        shape = weight.values.shape
-        channels = shape[0] * shape[1] if weight.grouped else shape[weight.axis]
-        return stored_bytes(group.elements, 4 * int(channels), option)
+        """Stored bytes of the group's weights in that option, scales included."""
+        total = 0
+        for weight in self._members[group.name]:
+            shape = weight.values.shape
+            channels = shape[0] * shape[1] if weight.grouped else shape[weight.axis]
+            total += stored_bytes(int(weight.values.size), 4 * int(channels), option)
+        return total
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
@@ -70,8 +74,8 @@ class OpenVinoBench:
         model = (self._quantized() if integer else self.model).clone()
         ops = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
         lost: dict[Any, Any] = {}
-        for name, weight in self.weights.items():
-            option = assign.get(name, FLOAT)
+        for weight in self.weights.values():
+            option = assign.get(weight.name, FLOAT)
             if option == FLOAT and not integer:
                 continue
             self._set(ops, weight, option, lost)
@@ -98,7 +102,7 @@ class OpenVinoBench:
             return  # as NNCF left it
         values = _rounded(weight, option)
         constant = opset13.constant(np.ascontiguousarray(values, np.float32))
-        for name, _, port in self._readers[weight.name]:
+        for name, _, port in self._readers[weight.top.get_friendly_name()]:
             layer = ops[name]
             layer.input(port).replace_source_output(constant.output(0))
             mean = self._mean(name) if option in {"w8", "w4", "int8-w4"} else None
@@ -119,7 +123,11 @@ class OpenVinoBench:
 
     def _bypass(self, model: Any, integer: set[str]) -> None:
         """Take out the FakeQuantize in front of what stays float."""
-        group_of = {r: g for g, readers in self._readers.items() for r, _, _ in readers}
+        group_of = {
+            r: self.weights[key].name
+            for key, readers in self._readers.items()
+            for r, _, _ in readers
+        }
         above: dict[str, frozenset[str]] = {}
         for op in model.get_ordered_ops():
             name = op.get_friendly_name()
