@@ -296,7 +296,8 @@ def build(
         store = 4 if "w4" in recurrent.values() else 8
         more = {"ops": ("LSTM",), "exclude": tuple(map(_escaped, stay)), "store": store}
         specs.append(("quantize_dynamic", more))
-    bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in groups for layer in g.layers}
+    stored = [g for g in groups if "w8" in g.options]
+    bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in stored for layer in g.layers}
     left = {n: b for n, b in bits.items() if b != 32}
     if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
         specs.append(("reconstruct_weights", {"assign": {**dict.fromkeys(bits, 32), **left}}))

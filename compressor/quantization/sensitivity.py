@@ -146,7 +146,7 @@ def _rows(values: Any) -> Any:
 
 def _share(got: Any, want: Any) -> float:
     spread = want.var(axis=0)
-    floor = max(float(spread.mean()) * 1e-3, 1e-12)
+    floor = max(float(spread.mean()) * 1e-6, 1e-12)
     error = ((got - want) ** 2).mean(axis=0)
     if not np.isfinite(error).all():
         return float("inf")

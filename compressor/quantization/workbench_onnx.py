@@ -34,7 +34,7 @@ from exporters.base import Env, QuantScheme
 from runtimes.types import Artifact
 
 T = TypeVar("T")
-LEAST = 256  # smaller weights are left as they are
+LEAST = 256  # smaller weights are not stored in fewer bits
 _INTEGER = frozenset({"int8", "int8-w4"})
 _FOUR = frozenset({"w4", "int8-w4"})
 
@@ -49,12 +49,13 @@ class OnnxBench:
         stay = set(kept(named_nodes(self.model), keep))
         self.weights = {
             w.tensor.name: w
-            for w in find_weights(self.graph, LEAST, stay)
+            for w in find_weights(self.graph, 1, stay)
             if w.tensor.name in self.graph.weights and w.dequantize is None
         }
         self._group_of = {t: self._layers(w)[0] for t, w in self.weights.items()}
         self._members = members(self._group_of, self.weights)
-        self.groups = tuple(self._group(name, found) for name, found in self._members.items())
+        groups = [self._group(name, found) for name, found in self._members.items()]
+        self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples))
         self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
@@ -69,8 +70,9 @@ class OnnxBench:
 
     def _group(self, name: str, weights: list[Weight]) -> Group:
         layers = tuple(dict.fromkeys(n for w in weights for n in self._layers(w)))
-        options = OPTIONS if all(n in self.plan.weights for n in layers) else STORED
         elements = sum(int(w.values.size) for w in weights)
+        integer = all(n in self.plan.weights for n in layers)
+        options = options_of(elements, integer=integer)
         return Group(name, weights[0].node.op_type, layers, elements, options)
 
     def size_bytes(self, group: Group, option: str) -> int:
@@ -143,6 +145,13 @@ class OnnxBench:
             for node in self.graph.consumers[tensor]
             if node.op_type in {"Conv", "Gemm"} and node.input[1] == tensor
         ]
+
+
+def options_of(elements: int, *, integer: bool) -> tuple[str, ...]:
+    """What a group may become; a small weight is worth no scales of its own but under INT8."""
+    if elements < LEAST:
+        return (FLOAT, "int8") if integer else (FLOAT,)
+    return OPTIONS if integer else STORED
 
 
 def members(group_of: Mapping[str, str], weights: Mapping[str, T]) -> dict[str, list[T]]:

@@ -24,9 +24,9 @@ from compressor.quantization.openvino_ir import read_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_storage import _round as round_weight
 from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
-from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Group, Outputs
+from compressor.quantization.sensitivity import FLOAT, Group, Outputs
 from compressor.quantization.substeps import run_steps
-from compressor.quantization.workbench_onnx import LEAST, members, stored_bytes
+from compressor.quantization.workbench_onnx import members, options_of, stored_bytes
 from exporters.base import Env
 from runtimes.types import Artifact
 
@@ -40,11 +40,12 @@ class OpenVinoBench:
         self._source, self._env, self._method = source, env, method
         self.model = read_ir(source.path)
         stay = {n.removesuffix("/WithoutBiases") for n in kept(named(self.model), env.context.keep)}
-        found = [w for w in find_weights(self.model, LEAST) if w.name not in stay]
+        found = [w for w in find_weights(self.model, 1) if w.name not in stay]
         self.weights = {w.top.get_friendly_name(): w for w in found}
         self._readers = {key: _readers(w.top) for key, w in self.weights.items()}
         self._members = members({key: w.name for key, w in self.weights.items()}, self.weights)
-        self.groups = tuple(self._group(name, found) for name, found in self._members.items())
+        groups = [self._group(name, found) for name, found in self._members.items()]
+        self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds")))
         self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
@@ -55,8 +56,8 @@ class OpenVinoBench:
         readers = [r for w in weights for r in self._readers[w.top.get_friendly_name()]]
         layers = tuple(dict.fromkeys(r.removesuffix("/WithoutBiases") for r, _, _ in readers))
         kinds = {kind for _, kind, _ in readers}
-        options = OPTIONS if kinds <= WEIGHTED_TYPES else STORED
         elements = sum(int(w.values.size) for w in weights)
+        options = options_of(elements, integer=kinds <= WEIGHTED_TYPES)
         return Group(name, readers[0][1], layers, elements, options)
 
     def size_bytes(self, group: Group, option: str) -> int:

@@ -1,0 +1,116 @@
+"""What the workbench says of a precision is what the real artifact does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor.quantization.sensitivity import FLOAT, Budget, measure, noise_share
+from compressor.quantization.workbench import open_workbench
+from exporters.base import Keep
+from runtimes.types import Artifact
+from tests.compressor.quantization.helpers import apply, engine, prepared
+from tests.contract import subjects
+from tests.step_env import make_env
+
+TARGETS = ("onnxruntime", "openvino")
+
+
+def bench_of(tmp_path: Path, given: Artifact, keep: Keep | None = None) -> tuple[Any, Any]:
+    context = replace(subjects.context("quantize_static", given.format), keep=keep or Keep())
+    env = make_env(
+        tmp_path, reference=given, data=subjects.data(given), context=context, name="bench"
+    )
+    return open_workbench(given, env, samples=32), env
+
+
+def outputs_of(made: Artifact, env: Any) -> list[dict[str, Any]]:
+    feeds = env.data["selection"].feeds(range(32))
+    with engine(made).open_session(made) as session:
+        return [session.run(feeds)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", ["convnet", "unet", "lstm", "transformer_block"])
+def test_nothing_changed_gives_the_models_own_outputs(
+    tmp_path: Path, model: str, target: str
+) -> None:
+    given = prepared(tmp_path, model, target)
+    bench, env = bench_of(tmp_path, given)
+    if target == "openvino":  # the device's default would be bf16
+        given = replace(given, facts={**given.facts, "execution": "f32"})
+    want = outputs_of(given, env)
+    got = bench.outputs({})
+    for name, values in want[0].items():
+        together = np.concatenate([batch[name] for batch in got])
+        np.testing.assert_allclose(together, values, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_int8_is_as_noisy_as_the_artifact_that_would_ship(tmp_path: Path, target: str) -> None:
+    given = prepared(tmp_path, "convnet", target)
+    bench, env = bench_of(tmp_path, given)
+    reference = bench.outputs({})
+    assign = {g.name: "int8" for g in bench.groups if "int8" in g.options}
+    assert assign
+    predicted = noise_share(bench.outputs(assign), reference)
+    made = apply(tmp_path, given, "quantize_static")
+    whole = [{n: np.concatenate([b[n] for b in reference]) for n in reference[0]}]
+    real = noise_share(outputs_of(made, env), whole)
+    assert predicted == pytest.approx(real, rel=1.0, abs=2e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fewer_bits_cost_more(tmp_path: Path, target: str) -> None:
+    given = prepared(tmp_path, "hardswish_net", target)
+    bench, env = bench_of(tmp_path, given)
+    table = measure(bench, Budget(None), kept=env.checkpoint / "table.json")
+    assert table.complete
+    for group in (g for g in table.groups if "w4" in g.options):
+        four, eight = (table.row(group.name, option) for option in ("w4", "w8"))
+        assert four is not None
+        assert eight is not None
+        assert four.damage > eight.damage >= 0
+        sizes = [bench.size_bytes(group, option) for option in (FLOAT, "w8", "w4")]
+        assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_measured_rows_survive_a_kill(tmp_path: Path) -> None:
+    given = prepared(tmp_path, "convnet")
+    bench, env = bench_of(tmp_path, given)
+    path = env.checkpoint / "table.json"
+    first = measure(bench, Budget(None), kept=path)
+    asked = []
+    bench.outputs = lambda assign: asked.append(assign)
+    again = measure(bench, Budget(None), kept=path)
+    assert again.rows == first.rows
+    assert asked == []
+
+
+def test_a_budget_ends_the_measurement(tmp_path: Path) -> None:
+    bench, _ = bench_of(tmp_path, prepared(tmp_path, "convnet"))
+    table = measure(bench, Budget(0.0))
+    assert not table.complete
+    assert {row.option for row in table.rows} == {FLOAT}
+
+
+def test_kept_layers_are_in_no_group(tmp_path: Path) -> None:
+    given = prepared(tmp_path, "convnet")
+    all_groups = bench_of(tmp_path, given)[0].groups
+    first = all_groups[0].name
+    left = bench_of(tmp_path / "kept", given, Keep(float=(first,)))[0].groups
+    assert [g.name for g in left] == [g.name for g in all_groups[1:]]
+
+
+def test_channels_count_by_their_own_variance() -> None:
+    want = np.stack([np.linspace(0, 1000, 50), np.linspace(0, 1, 50)], axis=1)
+    got = want + np.array([1.0, 0.0])  # a pixel on a box is little
+    worse = want + np.array([0.0, 1.0])  # as much on a score is everything
+    small, large = (noise_share([{"y": x}], [{"y": want}]) for x in (got, worse))
+    assert small < 1e-4
+    assert large > 1
+    assert noise_share([{"y": np.full_like(want, np.nan)}], [{"y": want}]) == float("inf")
