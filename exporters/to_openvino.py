@@ -29,13 +29,16 @@ from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
 REV = 4
-ACCEPTS = frozenset({"onnx"})
+ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "openvino"
 NEEDS: frozenset[str] = frozenset()
 USES: frozenset[str] = frozenset()
 
 _TWIN = StepSpec("to_openvino")
 _INT8 = StepSpec("quantize_static", optional=True)
+_FOUR = StepSpec("reconstruct_weights", optional=True)
+_ONNX_INT8 = (StepSpec("to_onnxruntime"), StepSpec("quantize_static"))
+_ONNX = StepSpec("to_openvino", {"container": "onnx"})
 _MARK = "onnx:"
 
 TARGET = Target(
@@ -46,7 +49,8 @@ TARGET = Target(
     half_twin=(_TWIN,),
     half_isa=frozenset({"avx512_bf16", "amx_bf16", "avx512_fp16", "bf16", "fp16"}),
     ladder=(
-        Rung("int8-w4", (_TWIN, _INT8, StepSpec("reconstruct_weights", optional=True))),
+        Rung("int8-w4", (_TWIN, _INT8, _FOUR)),
+        Rung("int8-w4-onnx", (*_ONNX_INT8, _FOUR, _ONNX)),
         Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
         Rung("int8", (_TWIN, _INT8, StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
@@ -64,12 +68,15 @@ class Options:
         precision: of the stored weights, `f32` or `f16` (the CPU still computes in its default).
         execution: `f32` runs it in FP32 through our runtime; `default` leaves that to the device,
             which is bf16 or f16 where a CPU computes in them.
+        container: `ir`, or `onnx`: OpenVINO reads the ONNX file itself, whose graph takes a fifth
+            of an IR's bytes. For models quantized before this step (an IR cannot be turned back).
         tolerance: largest difference from the source, relative to an output's largest magnitude;
             None means 1e-3 for f32 and 3e-2 for f16.
     """
 
     precision: Literal["f32", "f16"] = "f32"
     execution: Literal["default", "f32"] = "default"
+    container: Literal["ir", "onnx"] = "ir"
     tolerance: float | None = None
 
 
@@ -102,19 +109,31 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     clean(proto)
     proto, _ = normalise(proto)
     inputs, outputs = specs(proto)
-    model = _convert(proto, env.scratch / "marked.onnx")
-    _bound(model, inputs, env.context.shapes)
-    metadata = dict(source.facts.get("metadata") or {})
-    half = options.precision == "f16"
-    path = env.work / "model.xml"
-    save_ir(model, path, given=(), prefix=_MARK, half=half, metadata=metadata)
-    del model
+    if options.container == "onnx":
+        path = env.work / "model.onnx"
+        save_model(proto, path)
+    else:
+        path = env.work / "model.xml"
+        _write_ir(proto, path, source, options, env)
     error, notes = _check(source, path, inputs, options, env)
     facts = _facts(source, path, error, notes, options)
     if ranges := _ranges(env.context.shapes):
         facts["bounds"] = {name: list(ends) for name, ends in ranges.items()}
-    made = Artifact.write(env.work, "openvino", "model.xml", inputs, outputs, facts)
+    made = Artifact.write(env.work, "openvino", path.name, inputs, outputs, facts)
     return require_drop_in(source, made, sizes)
+
+
+def _before(source: Artifact) -> list[str]:
+    """What earlier steps said of a model that was quantized before it came here."""
+    return list(source.facts.get("notes", [])) if source.format == "onnxruntime" else []
+
+
+def _write_ir(proto: Any, path: Path, source: Artifact, options: Options, env: Env) -> None:
+    model = _convert(proto, env.scratch / "marked.onnx")
+    _bound(model, specs(proto)[0], env.context.shapes)
+    metadata = dict(source.facts.get("metadata") or {})
+    half = options.precision == "f16"
+    save_ir(model, path, given=(), prefix=_MARK, half=half, metadata=metadata)
 
 
 def _convert(proto: Any, path: Path) -> Any:
@@ -177,7 +196,7 @@ def _check(
     compiled = compile_for_check(path, env.context.threads)
     dims = {**source.facts.get("dims", {}), **env.context.dims}
     tolerance = options.tolerance or (3e-2 if options.precision == "f16" else 1e-3)
-    if source.facts.get("quantized"):
+    if source.facts.get("quantized") or source.facts.get("quantization"):
         tolerance = float("inf")  # rounding differs by a step between engines: told, not judged
     try:
         session = onnx_session(source.path, env.context.threads)
@@ -251,10 +270,12 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         **source.facts,
-        "container": "ir",
+        "container": options.container,
         "precision": options.precision,
         "execution": options.execution,
         "check": error.to_json(),
-        "metadata": read_metadata(path),
-        "notes": notes,
+        "metadata": source.facts.get("metadata") or {}
+        if options.container == "onnx"
+        else read_metadata(path),
+        "notes": [*_before(source), *notes],
     }
