@@ -176,8 +176,3 @@ def round_weight(weight: Weight, bits: int) -> Rounded:
     integers, scale = (quantize_int4 if bits == 4 else quantize_int8)(values, axis)
     noise = noise_share(values, integers, scale, axis)
     return weight.spread(Rounded(integers, scale, bits, noise))
-
-
-def _round(weight: Weight, bits: int) -> tuple[Any, Any]:
-    made = round_weight(weight, bits)
-    return made.integers, made.scale

@@ -22,7 +22,7 @@ from compressor.quantization.openvino_biases import (
 )
 from compressor.quantization.openvino_ir import read_ir
 from compressor.quantization.openvino_names import named
-from compressor.quantization.openvino_storage import _round as round_weight
+from compressor.quantization.openvino_storage import round_weight
 from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
 from compressor.quantization.sensitivity import FLOAT, Group, Outputs
 from compressor.quantization.substeps import run_steps
@@ -183,5 +183,5 @@ def _rounded(weight: Weight, option: str) -> Any:
         return weight.values
     if option == "half":
         return weight.values.astype(np.float16).astype(np.float32)
-    integers, scale = round_weight(weight, 8 if option == "w8" else 4)
-    return integers * scale
+    made = round_weight(weight, 8 if option == "w8" else 4)
+    return made.integers * made.scale
