@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Literal
 
-from exporters.base import Context, Env
+from exporters.base import Context, Env, StepSpec
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
@@ -66,7 +66,7 @@ def tools() -> dict[str, str]:
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
     """Models without a weight that could be stored in fewer bits, and quantized ones."""
     del options
-    from compressor.passes import quantize_weights
+    from compressor.steps import load_step, parse_options
 
     if source.format != "openvino":
         from compressor.quantization.onnx_pass import model_refusals
@@ -74,7 +74,8 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 
         if found := model_refusals(load_model(source.path)):
             return found
-    return quantize_weights.refusals(source, quantize_weights.Options(), context)
+    storing = StepSpec("quantize_weights")
+    return load_step(storing.name).refusals(source, parse_options(storing, storing.name), context)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
