@@ -94,8 +94,8 @@ class Engine:
             "data": {role: self.data[role].fingerprint for role in roles},
             "tools": module.tools(),
             "reference": [self.source.digest(), self.identity],
-            # torch computes in what the processor is fastest at (bf16 where it has the units)
-            "isa": facts()["isa"] if parent.format == "module" else None,
+            # torch computes in what the processor is fastest at, and its sums differ by processor
+            "isa": facts()["isa"] if _in_torch(module, parent) else None,
         }
 
     def _run(
@@ -163,3 +163,7 @@ class Engine:
                 notes=notes,
             )
         )
+
+
+def _in_torch(module: Step, parent: Artifact) -> bool:
+    return parent.format == "module" or "training" in module.NEEDS

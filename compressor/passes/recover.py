@@ -8,17 +8,15 @@ best on a held-out part of the training data, and continues where it was killed.
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
+from compressor.recovery.schedule import budget_facts, check_budget, decide
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import batch_size, call, tensors, threads
 from exporters.base import Context, Env, Refusal, Samples, installed
@@ -33,7 +31,6 @@ ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
 USES: frozenset[str] = frozenset()
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -63,22 +60,7 @@ class Options:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        given = [n for n in ("epochs", "minutes", "steps") if getattr(self, n)]
-        if len(given) > 1:
-            what = f"{' and '.join(given)} are both set"
-            raise UsageError(what, where="recover", fix="set one of them")
-        least = {"epochs": 0, "minutes": 0, "steps": 0, "decay": 0, "batch": 1, "patience": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise _out_of_range(name, f"at least {low}", getattr(self, name))
-        if not self.lr > 0:
-            raise _out_of_range("lr", "above 0", self.lr)
-        if not 0 < self.held_out < 1:
-            raise _out_of_range("held_out", "between 0 and 1", self.held_out)
-
-
-def _out_of_range(name: str, expected: str, got: float) -> UsageError:
-    return UsageError("out of range", where=f"recover.{name}", expected=expected, got=str(got))
+        check_budget(self, "recover")
 
 
 def tools() -> dict[str, str]:
@@ -110,7 +92,11 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     data = env.data["training"]
     with threads(env.context.threads), torch.random.fork_rng():
         task = _task(source, options, env, data)
-        schedule = _schedule(source, options, env, task)
+        schedule = decide(
+            options, task, env.checkpoint, env.scratch,
+            seed=env.context.seed, decay=options.decay, bfloat16=_bfloat16(options.precision),
+            epochs=3,
+        )  # fmt: skip
         state = loop.train(
             task, schedule, env.checkpoint, lambda done, text: env.progress(0.2 + 0.8 * done, text)
         )
@@ -126,19 +112,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     return write_module(
         env.work, task.student, source.inputs, source.outputs,
         factory=factory,
-        facts={**_facts(source, schedule, task, state), **_budget_facts(options, schedule)},
+        facts=_facts(source, schedule, task, state) | budget_facts(options, schedule, "recover"),
     )  # fmt: skip
-
-
-def _budget_facts(options: Options, schedule: loop.Schedule) -> dict[str, Any]:
-    """What a budget in minutes became: another machine, or another day, gets other steps."""
-    if not options.minutes:
-        return {}
-    told = f"recover: {options.minutes:g} minutes became {schedule.steps} steps"
-    return {
-        "not_reproducible": f"{told}; `steps: {schedule.steps}` repeats them",
-        "repeat": {"minutes": 0, "steps": schedule.steps},
-    }
 
 
 def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:
@@ -180,55 +155,6 @@ def _check_outputs(student: nn.Module, original: nn.Module, batch: Sequence[Tens
         )
     if not any(o.is_floating_point() for o in wanted):
         raise Unsupported("no output holds floats to train towards", where="recover")
-
-
-# --------------------------------------------------------------------------------- schedule
-
-
-def _schedule(source: Artifact, options: Options, env: Env, task: loop.Task) -> loop.Schedule:
-    """Decided once: a restart reads what the killed run wrote."""
-    kept = env.checkpoint / PLAN
-    if kept.is_file():
-        return loop.Schedule(**json.loads(kept.read_text(encoding="utf-8")))
-    batch = min(batch_size(source.inputs, task.data, options.batch), len(task.train))
-    made = loop.Schedule(
-        steps=1, batch=batch, peak=options.lr, decay=options.decay, patience=options.patience,
-        seed=env.context.seed,
-        bfloat16=_bfloat16(options.precision),
-    )  # fmt: skip
-    made = loop.Schedule(**{**asdict(made), "steps": _steps(options, made, env, task)})
-    temporary = kept.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
-    os.replace(temporary, kept)  # noqa: PTH105 - atomic
-    return made
-
-
-def _steps(options: Options, schedule: loop.Schedule, env: Env, task: loop.Task) -> int:
-    if options.steps:
-        return options.steps
-    if options.minutes:
-        return max(1, int(options.minutes * 60 / _seconds_a_step(schedule, env, task)))
-    per_epoch = max(1, len(task.train) // schedule.batch)
-    return max(1, round((options.epochs or 3) * per_epoch))
-
-
-def _seconds_a_step(schedule: loop.Schedule, env: Env, task: loop.Task) -> float:
-    """The pace of a dozen steps whose results are thrown away; the first two do not count."""
-    import copy
-
-    trial = loop.Task(**{**vars(task), "student": copy.deepcopy(task.student)})
-    seconds = []
-    for steps in (2, 12):
-        folder = env.scratch / f"pace{steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        loop.train(trial, loop.Schedule(**{**asdict(schedule), "steps": steps}), folder, _silent)
-        seconds.append(time.monotonic() - began)
-    return max(1e-4, (seconds[1] - seconds[0]) / 10)
-
-
-def _silent(done: float, message: str) -> None:
-    """No progress for what is thrown away."""
 
 
 def _bfloat16(precision: str) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop of `recover`: one cycle, best weights kept, continues after a kill.
+"""The loop of `recover` and `train_quantized`: one cycle, best kept, continues after a kill.
 
 Everything random is drawn from (seed, epoch) or (seed, step), and the optimizer's state is in the
 checkpoint, so a run that was killed ends with the same weights as one that was not.
@@ -73,6 +73,7 @@ class Task:
     data: Samples
     train: np.ndarray  # indices
     held_out: np.ndarray
+    step: str = "recover"  # whose training it is, for errors
 
 
 @dataclass
@@ -156,7 +157,7 @@ def _step(
     if not math.isfinite(value):
         raise BuildFailed(
             f"training diverged at step {step} (loss {value})",
-            where="recover",
+            where=task.step,
             fix=f"set a lower lr than {schedule.peak:g}",
         )
     return value

@@ -35,6 +35,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}},
     "recover": {"epochs": 8},
     "quantize_mixed": {"speed": False, "samples": 16},  # measured times would not repeat
+    "train_quantized": {"epochs": 4, "batch": 16, "weight_bits": 4, "share": 1.0},
     "quantize_dynamic": {"least": 1},
 }
 BEFORE: dict[str, tuple[str, ...]] = {"recover": ("prune_channels",)}

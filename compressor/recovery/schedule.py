@@ -1,0 +1,133 @@
+"""How long a training lasts: options checked, a budget in minutes turned into steps, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from compressor.recovery import loop
+from compressor.sources.torch_io import batch_size
+from runtimes.errors import UsageError
+
+PLAN = "plan.json"
+
+
+class Budget(Protocol):
+    """The options that every training step has."""
+
+    @property
+    def epochs(self) -> float: ...  # noqa: D102
+
+    @property
+    def minutes(self) -> float: ...  # noqa: D102
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+
+    @property
+    def lr(self) -> float: ...  # noqa: D102
+
+    @property
+    def patience(self) -> int: ...  # noqa: D102
+
+    @property
+    def held_out(self) -> float: ...  # noqa: D102
+
+
+def check_budget(options: Budget, where: str) -> None:
+    """Raise `UsageError` where an option is out of range or two budgets are set."""
+    given = [n for n in ("epochs", "minutes", "steps") if getattr(options, n)]
+    if len(given) > 1:
+        what = f"{' and '.join(given)} are both set"
+        raise UsageError(what, where=where, fix="set one of them")
+    least = {"epochs": 0, "minutes": 0, "steps": 0, "decay": 0, "batch": 1, "patience": 1}
+    for name, low in least.items():
+        if getattr(options, name, low) < low:
+            raise out_of_range(f"{where}.{name}", f"at least {low}", getattr(options, name))
+    if not options.lr > 0:
+        raise out_of_range(f"{where}.lr", "above 0", options.lr)
+    if not 0 < options.held_out < 1:
+        raise out_of_range(f"{where}.held_out", "between 0 and 1", options.held_out)
+
+
+def out_of_range(where: str, expected: str, got: float) -> UsageError:
+    """The error for an option outside its range."""
+    return UsageError("out of range", where=where, expected=expected, got=str(got))
+
+
+def decide(
+    options: Budget,
+    task: loop.Task,
+    checkpoint: Path,
+    scratch: Path,
+    *,
+    seed: int,
+    decay: float,
+    bfloat16: bool,
+    epochs: float,
+) -> loop.Schedule:
+    """The schedule of a training; a restart reads what the killed run wrote to `checkpoint`.
+
+    `epochs` is what is trained where the options name no budget.
+    """
+    kept = checkpoint / PLAN
+    if kept.is_file():
+        return loop.Schedule(**json.loads(kept.read_text(encoding="utf-8")))
+    batch = min(batch_size(task.inputs, task.data, options.batch), len(task.train))
+    made = loop.Schedule(
+        steps=1, batch=batch, peak=options.lr, decay=decay, patience=options.patience, seed=seed,
+        bfloat16=bfloat16,
+    )  # fmt: skip
+    made = replace(made, steps=_steps(options, made, task, scratch, epochs))
+    temporary = kept.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
+    os.replace(temporary, kept)  # noqa: PTH105 - atomic
+    return made
+
+
+def _steps(
+    options: Budget, schedule: loop.Schedule, task: loop.Task, scratch: Path, epochs: float
+) -> int:
+    if options.steps:
+        return options.steps
+    if options.minutes:
+        return max(1, int(options.minutes * 60 / _seconds_a_step(schedule, task, scratch)))
+    per_epoch = max(1, len(task.train) // schedule.batch)
+    return max(1, round((options.epochs or epochs) * per_epoch))
+
+
+def _seconds_a_step(schedule: loop.Schedule, task: loop.Task, scratch: Path) -> float:
+    """The pace of a dozen steps whose results are thrown away; the first two do not count."""
+    import copy
+
+    trial = replace(task, student=copy.deepcopy(task.student))
+    seconds = []
+    for steps in (2, 12):
+        folder = scratch / f"pace{steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        loop.train(trial, replace(schedule, steps=steps), folder, _silent)
+        seconds.append(time.monotonic() - began)
+    return max(1e-4, (seconds[1] - seconds[0]) / 10)
+
+
+def _silent(done: float, message: str) -> None:
+    """No progress for what is thrown away."""
+
+
+def budget_facts(options: Budget, schedule: loop.Schedule, where: str) -> dict[str, Any]:
+    """What a budget in minutes became: another machine, or another day, gets other steps."""
+    if not options.minutes:
+        return {}
+    told = f"{where}: {options.minutes:g} minutes became {schedule.steps} steps"
+    return {
+        "not_reproducible": f"{told}; `steps: {schedule.steps}` repeats them",
+        "repeat": {"minutes": 0, "steps": schedule.steps},
+    }

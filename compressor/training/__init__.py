@@ -1,0 +1,1 @@
+"""ONNX graphs as torch modules whose weights and quantization scales can be trained."""
