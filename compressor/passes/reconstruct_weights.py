@@ -41,6 +41,9 @@ class Options:
             `bits` and `share` say.
         block: columns of a weight that share a scale, where a float layer stores 4 bits and they
             divide evenly; 0 is one scale per output channel.
+        form: `folded` weights are expanded while the model loads; `computed` ones stay integers in
+            memory and ONNX Runtime multiplies with them (MatMulNBits, activations in INT8 by
+            block): MatMuls and Gemms whose columns divide into blocks of `block` (0: 32).
     """
 
     bits: Literal[4, 8] = 4
@@ -51,6 +54,7 @@ class Options:
     rows: int = 4096
     assign: Mapping[str, int] = field(default_factory=dict)
     block: int = 0
+    form: Literal["folded", "computed"] = "folded"
 
 
 def tools() -> dict[str, str]:

@@ -13,9 +13,14 @@ from compressor.quantization.onnx_find import Weight, find_weights, hoist_weight
 from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_pass import require_smaller
 from compressor.quantization.onnx_static import correct_biases, mean_axes
-from compressor.quantization.onnx_storage_write import StorageWriter, blockable, dequantized
+from compressor.quantization.onnx_storage_write import (
+    StorageWriter,
+    blockable,
+    computable,
+    dequantized,
+)
 from compressor.quantization.onnx_weights import noise_share, quantize_int4, quantize_int8
-from compressor.quantization.reconstruction import damage, reconstruct
+from compressor.quantization.reconstruction import round_with
 from compressor.quantization.storage import (
     Rounded,
     Tensor,
@@ -33,8 +38,10 @@ from runtimes.types import Artifact
 
 __all__ = ["Weight", "find_weights", "refusals", "run", "storage_note"]
 
+COMPUTED_BLOCK = 32
 # Rounds weights to 4 bits: by tensor name, the integers with their noise.
-Rounding = Callable[[Any, Index, Sequence[Weight], int], Mapping[str, Rounded]]
+# The last argument holds the size of blocks for those that have scales by block.
+Rounding = Callable[[Any, Index, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
 
 
 def _named(model: Any) -> list[Named]:
@@ -86,20 +93,17 @@ def _chosen(graph: Index, options: Any, stay: set[str]) -> list[Weight]:
 
 
 def round_to_nearest(
-    model: Any, graph: Index, weights: Sequence[Weight], block: int
+    model: Any, graph: Index, weights: Sequence[Weight], blocks: Mapping[str, int]
 ) -> dict[str, Rounded]:
     """Integers of 4 bits at the scale of least squared error; needs no data."""
     del model, graph
-    return {weight.tensor.name: _nearest(weight, block) for weight in weights}
+    return {w.tensor.name: _nearest(w, blocks.get(w.tensor.name, 0)) for w in weights}
 
 
 def _nearest(weight: Weight, block: int) -> Rounded:
     values, axis = weight.values, weight.axis
-    if blockable(weight, block):
-        integers, scale = reconstruct(values, axis, None, 4, block=block)
-        return Rounded(
-            integers, scale, 4, damage(values, axis, integers, scale, None, block=block), block
-        )
+    if block:
+        return round_with(values, axis, None, block)
     integers, scale = quantize_int4(values, axis)
     return Rounded(integers, scale, 4, noise_share(values, integers, scale, axis))
 
@@ -149,15 +153,32 @@ class _Store:
         bits = {w.tensor.name: _bits(w, options) for w in found}
         self.weights = [w for w in found if bits[w.tensor.name] != 32]
         four = [w for w in self.weights if bits[w.tensor.name] == 4]
-        made = dict(rounding(model, self.graph, four, options.block)) if four else {}
+        self.computed: set[str] = set()
+        blocks = self._blocks()
+        made = dict(rounding(model, self.graph, four, blocks)) if four else {}
         free = [w for w in four if assigned(options.assign, weight_names(w)) is None]
         noise = [Tensor(w.tensor.name, w.values.size, made[w.tensor.name].noise) for w in free]
         for name in keep_in_8_bits(noise, options.share):
             del made[name]
         for weight in self.weights:
             if weight.tensor.name not in made:
-                made[weight.tensor.name] = _wide(weight, bits[weight.tensor.name])
+                name = weight.tensor.name
+                block = blocks.get(name, 0) if name in self.computed else 0
+                made[name] = _wide(weight, bits[name], block)
         self.made = made
+
+    def _blocks(self) -> dict[str, int]:
+        """Size of blocks by weight, for those that have them; notes which are computed with."""
+        found = {}
+        for weight in self.weights:
+            name, block = weight.tensor.name, self.options.block
+            size = block or COMPUTED_BLOCK
+            if self.options.form == "computed" and computable(weight, self.graph, size):
+                self.computed.add(name)
+                found[name] = size
+            elif blockable(weight, block):
+                found[name] = block
+        return found
 
     def correct(self, means_of: Any) -> None:
         """Correct the float biases of convolutions (and float Gemms) for the new rounding."""
@@ -178,16 +199,17 @@ class _Store:
 
     def write(self) -> None:
         """Put the integers into the graph and drop what they replace."""
-        StorageWriter(self.model, self.graph).write(self.weights, self.made)
+        StorageWriter(self.model, self.graph).write(self.weights, self.made, self.computed)
 
     def facts(self) -> dict[str, Any]:
         """Bits by weight, and the share of values stored in 4."""
         four = [w for w in self.weights if self.made[w.tensor.name].bits == 4]
         total = sum(w.values.size for w in self.weights)
-        return {
+        found = {
             "bits": {w.tensor.name: self.made[w.tensor.name].bits for w in self.weights},
             "share_4_bits": round(sum(w.values.size for w in four) / total, 4),
         }
+        return {**found, "computed": sorted(self.computed)} if self.computed else found
 
     def note(self) -> str:
         """One sentence for the user."""
@@ -201,8 +223,10 @@ class _Store:
         return unknown_names(self.options.assign, self.known)
 
 
-def _wide(weight: Weight, bits: int) -> Rounded:
+def _wide(weight: Weight, bits: int, block: int) -> Rounded:
     """In 16 bits, or in 8 (those meant for 4 that hurt most there)."""
+    if bits != 16 and block:
+        return round_with(weight.values, weight.axis, None, block, bits=8)
     if bits == 16:
         top = float(np.finfo(np.float16).max)
         return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compressor.quantization.onnx_find import Weight
 from compressor.quantization.onnx_index import Index, Names, take_over_names
-from compressor.quantization.onnx_weights import broadcast, int4_tensor
+from compressor.quantization.onnx_weights import attribute, broadcast, int4_tensor
 from compressor.quantization.storage import Rounded
 from exporters._onnx_graph import drop_dead_weights, graphs, rename_reads, replace
+
+MICROSOFT = "com.microsoft"
+_LEAST_HALF = 1e-4  # half precision has its full 11 bits above 6.1e-5
 
 
 def blockable(weight: Weight, block: int) -> bool:
@@ -22,6 +25,28 @@ def blockable(weight: Weight, block: int) -> bool:
     columns = weight.values.size // shape[axis]
     flat = axis == 0 or len(shape) == 2 or (axis == 1 and shape[0] == 1)
     return flat and columns % block == 0 and columns > block
+
+
+def computable(weight: Weight, graph: Index, block: int) -> bool:
+    """Can ONNX Runtime compute with this weight's blocks as they are (MatMulNBits)?
+
+    Every reader must be a MatMul or plain Gemm on a matrix whose columns fill whole blocks.
+    """
+    name, shape = weight.tensor.name, weight.values.shape
+    if weight.dequantize is not None or weight.nested or len(shape) != 2:
+        return False
+    if block < 16 or block & (block - 1) or shape[1 - weight.axis] % block:
+        return False
+    readers = graph.consumers.get(name, [])
+    used = [use.node for use in weight.uses if use.port == 1 and use.node.input[1] == name]
+    return len(readers) == len(used) and all(_plain_product(node) for node in used)
+
+
+def _plain_product(node: Any) -> bool:
+    if node.op_type == "MatMul":
+        return True
+    scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
+    return node.op_type == "Gemm" and not scaled and not attribute(node, "transA", 0)
 
 
 def dequantized(stored: Rounded, axis: int) -> Any:
@@ -44,15 +69,22 @@ class StorageWriter:
         self.names = Names(*graphs(model.graph))
         self.replaced: dict[str, str] = {}
 
-    def write(self, weights: Sequence[Weight], made: Mapping[str, Rounded]) -> None:
-        """Store `weights` as `made` (by tensor name) says; INT8 ones only change for 4 bits."""
+    def write(
+        self, weights: Sequence[Weight], made: Mapping[str, Rounded], computed: Collection[str] = ()
+    ) -> None:
+        """Store `weights` as `made` (by tensor name) says; INT8 ones only change for 4 bits.
+
+        Those in `computed` are not expanded at load: MatMulNBits computes with their blocks.
+        """
         first: list[Any] = []
         before: dict[str, list[Any]] = {}
         renamed: dict[str, str] = {}
         main = {node.name for node in self.model.graph.node}
         for weight in weights:
             stored = made[weight.tensor.name]
-            if weight.dequantize is None:
+            if weight.tensor.name in computed and stored.bits != 16:
+                first += self._computed_form(weight, stored)
+            elif weight.dequantize is None:
                 nodes = self._float_form(weight, stored, renamed)
                 start = self._first_reader(weight)
                 if weight.nested or start not in main:
@@ -97,6 +129,15 @@ class StorageWriter:
         self.model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         return name
 
+    def _scales(self, scale: Any) -> tuple[str, list[Any]]:
+        """Name of float scales of blocks, kept in half precision where that is exact enough."""
+        import onnx
+
+        if float(scale.min()) < _LEAST_HALF or float(scale.max()) > float(np.finfo(np.float16).max):
+            return self.array("ws", scale), []
+        half, made = self.array("ws", scale.astype(np.float16)), self.names.new("ws")
+        return made, [onnx.helper.make_node("Cast", [half], [made], to=onnx.TensorProto.FLOAT)]
+
     def _float_form(self, weight: Weight, stored: Rounded, renamed: dict[str, str]) -> list[Any]:
         import onnx
 
@@ -109,13 +150,43 @@ class StorageWriter:
         if stored.bits != 16:
             turned = stored.scale.T if stored.block and _lies(weight) else stored.scale
             values = np.ascontiguousarray(turned).reshape(spread)
-            out, scale = self.names.new("w"), self.array("ws", values)
+            if stored.block:
+                scale, more = self._scales(values)
+                nodes += more
+            else:
+                scale = self.array("ws", values)
+            out = self.names.new("w")
             nodes.append(onnx.helper.make_node("Mul", [floats, scale], [out]))
         if blocked != shape:
             flat, out = out, self.names.new("w")
             size = self.array("wr", np.asarray(shape, np.int64))
             nodes.append(onnx.helper.make_node("Reshape", [flat, size], [out]))
         renamed[weight.tensor.name] = out
+        return nodes
+
+    def _computed_form(self, weight: Weight, stored: Rounded) -> list[Any]:
+        """Turn every reader into MatMulNBits; its integers are unsigned around half their range."""
+        import onnx
+
+        rows = np.moveaxis(stored.integers, weight.axis, 0)
+        whole = (rows.astype(np.int16) + (1 << (stored.bits - 1))).astype(np.uint8)
+        blocks = whole.reshape(len(rows), -1, stored.block)
+        if stored.bits == 4:
+            blocks = blocks[..., 0::2] | (blocks[..., 1::2] << 4)
+        packed = self.array(weight.tensor.name, np.ascontiguousarray(blocks))
+        self.replaced[packed] = weight.tensor.name
+        scales, nodes = self._scales(stored.scale)
+        more = {"K": rows.shape[1], "N": len(rows), "bits": stored.bits}
+        for use in weight.uses:
+            node = use.node
+            bias = list(node.input[2:3]) if node.op_type == "Gemm" else []
+            node.input[:] = [node.input[0], packed, scales, *(["", "", *bias] if any(bias) else [])]
+            node.op_type, node.domain = "MatMulNBits", MICROSOFT
+            del node.attribute[:]
+            for name, value in {**more, "block_size": stored.block, "accuracy_level": 4}.items():
+                node.attribute.append(onnx.helper.make_attribute(name, value))
+        if all(opset.domain != MICROSOFT for opset in self.model.opset_import):
+            self.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
         return nodes
 
     def _integer_form(self, weight: Weight, stored: Rounded) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from compressor.quantization.calibration import batches
 from compressor.quantization.onnx_find import Weight
 from compressor.quantization.onnx_index import Index
-from compressor.quantization.onnx_storage_write import blockable
 from compressor.quantization.onnx_weights import attribute
 from compressor.quantization.reconstruction import round_with
 from compressor.quantization.reconstruction_rows import (
@@ -252,7 +251,7 @@ def rounded(
     model: Any,
     graph: Index,
     weights: Sequence[Weight],
-    block: int,
+    blocks: Mapping[str, int],
 ) -> dict[str, Rounded]:
     """Integers of 4 bits for `weights` of `model`, and the damage they do (for `onnx_storage`)."""
     by_name = {weight.tensor.name: weight for weight in weights}
@@ -269,11 +268,9 @@ def rounded(
     for grams in passes:
         for name, gram in grams.items():
             weight = by_name[name]
-            size = block if blockable(weight, block) else 0
-            made[name] = round_with(weight.values, weight.axis, gram, size)
+            made[name] = round_with(weight.values, weight.axis, gram, blocks.get(name, 0))
             env.progress(len(made) / len(weights), f"rounded {name}")
     for name, weight in by_name.items():
         if name not in made:
-            size = block if blockable(weight, block) else 0
-            made[name] = round_with(weight.values, weight.axis, None, size)
+            made[name] = round_with(weight.values, weight.axis, None, blocks.get(name, 0))
     return made
