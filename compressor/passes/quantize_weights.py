@@ -40,8 +40,9 @@ class Options:
         block: columns of a weight that share a scale, where a float layer stores 4 bits and they
             divide evenly; 0 is one scale per output channel.
         form: `folded` weights are expanded while the model loads; `computed` ones stay integers in
-            memory and ONNX Runtime multiplies with them (MatMulNBits, activations in INT8 by
-            block): MatMuls and Gemms whose columns divide into blocks of `block` (0: 32).
+            memory and the engine multiplies with them, activations in INT8 by block (MatMulNBits
+            of ONNX Runtime, compressed weights of OpenVINO): MatMuls and Gemms whose columns
+            divide into blocks of `block` (0: 32, and 128 for OpenVINO).
     """
 
     bits: Literal[8, 4] = 4

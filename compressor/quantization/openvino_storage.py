@@ -11,6 +11,7 @@ from compressor.quantization.calibration import batches
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import require_smaller
 from compressor.quantization.onnx_storage import storage_note
+from compressor.quantization.onnx_storage_write import dequantized
 from compressor.quantization.onnx_weights import noise_share, quantize_int4, quantize_int8
 from compressor.quantization.openvino_biases import (
     add_to_outputs,
@@ -22,10 +23,13 @@ from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_weights import (
     Weight,
+    computable,
     find_weights,
     readers_of,
+    replace_computed,
     replace_weight,
 )
+from compressor.quantization.reconstruction import round_with
 from compressor.quantization.storage import (
     Rounded,
     Tensor,
@@ -41,7 +45,9 @@ from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
 # Rounds weights to 4 bits: by friendly name of `top`, integers and scales that broadcast to them.
-Rounding = Callable[[Any, Sequence[Weight]], Mapping[str, Rounded]]
+# The last argument holds the size of blocks for those that are computed with as they are.
+Rounding = Callable[[Any, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
+COMPUTED_BLOCK = 128
 
 
 def _bits(weight: Weight, options: Any) -> int:
@@ -74,10 +80,15 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     return [Refusal("model", why, "ship it as it is")]
 
 
-def round_to_nearest(model: Any, weights: Sequence[Weight]) -> dict[str, Rounded]:
+def round_to_nearest(
+    model: Any, weights: Sequence[Weight], blocks: Mapping[str, int]
+) -> dict[str, Rounded]:
     """Integers of 4 bits at the scale of least squared error; needs no data."""
     del model
-    return {w.top.get_friendly_name(): round_weight(w, 4) for w in weights}
+    keys = [w.top.get_friendly_name() for w in weights]
+    return {
+        key: round_weight(w, 4, blocks.get(key, 0)) for key, w in zip(keys, weights, strict=True)
+    }
 
 
 def run(
@@ -87,21 +98,24 @@ def run(
     model = read_ir(source.path)
     found = _found(model, options, env.context)
     weights = [w for w in found if _bits(w, options) != 32]
-    made = _rounded(model, weights, options, rounding)
+    blocks = _blocks(weights, options)
+    made = _rounded(model, weights, options, rounding, blocks)
     errors = {}
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]
         if stored.bits == 8 and weight.integer:
             continue
         for layer in correctable(weight.top):
-            errors[layer.get_friendly_name()] = weight.values - _values(stored)
+            errors[layer.get_friendly_name()] = weight.values - _values(stored, weight)
     if options.bias_correction and "calibration" in env.data:
         bounds = source.facts.get("bounds")
         feeds = batches(env.data["calibration"], source.inputs, options.samples, bounds)
         _correct(model, errors, feeds)
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]
-        if stored.bits == 4 or not weight.integer:
+        if stored.block:
+            replace_computed(weight, stored)
+        elif stored.bits == 4 or not weight.integer:
             replace_weight(weight, stored.integers, stored.scale, stored.bits)
     bits = _by_layer(weights, {key: stored.bits for key, stored in made.items()})
     four = sum(w.values.size for w in weights if made[w.top.get_friendly_name()].bits == 4)
@@ -131,12 +145,23 @@ def _by_layer(weights: list[Weight], bits: dict[str, int]) -> dict[str, int]:
     return told
 
 
+def _blocks(weights: list[Weight], options: Any) -> dict[str, int]:
+    """Size of blocks by weight, for those that OpenVINO computes with as they are."""
+    block = options.block or COMPUTED_BLOCK
+    chosen = [w for w in weights if options.form == "computed" and computable(w, block)]
+    return {w.top.get_friendly_name(): block for w in chosen}
+
+
 def _rounded(
-    model: Any, weights: list[Weight], options: Any, rounding: Rounding
+    model: Any,
+    weights: list[Weight],
+    options: Any,
+    rounding: Rounding,
+    blocks: Mapping[str, int],
 ) -> dict[str, Rounded]:
     """Every weight as it will be stored, by the friendly name of its `top`."""
     four = [w for w in weights if _bits(w, options) == 4]
-    made = dict(rounding(model, four)) if four else {}
+    made = dict(rounding(model, four, blocks)) if four else {}
     free = [w for w in four if assigned(options.assign, weight_names(w)) is None]
     names = [w.top.get_friendly_name() for w in free]
     noise = [Tensor(n, w.values.size, made[n].noise) for n, w in zip(names, free, strict=True)]
@@ -146,11 +171,13 @@ def _rounded(
         key = weight.top.get_friendly_name()
         if key not in made:
             bits = _bits(weight, options)
-            made[key] = round_weight(weight, 16 if bits == 16 else 8)
+            made[key] = round_weight(weight, 16 if bits == 16 else 8, blocks.get(key, 0))
     return made
 
 
-def _values(stored: Rounded) -> Any:
+def _values(stored: Rounded, weight: Weight) -> Any:
+    if stored.block:
+        return dequantized(stored, weight.axis)
     values = stored.integers.astype(np.float32)
     return values if stored.scale is None else values * stored.scale
 
@@ -167,12 +194,14 @@ def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None
     add_to_outputs(lost)
 
 
-def round_weight(weight: Weight, bits: int) -> Rounded:
+def round_weight(weight: Weight, bits: int, block: int = 0) -> Rounded:
     """Integers with the weight's shape, and scales that broadcast against it; halves for 16."""
     if bits == 16:
         top = float(np.finfo(np.float16).max)
         return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)
     values, axis = weight.rows()
+    if block:
+        return round_with(values, axis, None, block, bits)
     integers, scale = (quantize_int4 if bits == 4 else quantize_int8)(values, axis)
     noise = noise_share(values, integers, scale, axis)
     return weight.spread(Rounded(integers, scale, bits, noise))

@@ -55,8 +55,13 @@ class Weight:
         return self.values.reshape(-1, *self.values.shape[2:]), 0
 
     def spread(self, made: Rounded) -> Rounded:
-        """`made` from `rows()`: integers in the weight's shape, scales that broadcast to it."""
+        """`made` from `rows()`: integers in the weight's shape, scales that broadcast to it.
+
+        Scales of blocks stay [channels, blocks].
+        """
         shape = self.values.shape
+        if made.block:
+            return made
         along = [1] * len(shape)
         if self.grouped:
             along[:2] = shape[:2]
@@ -204,6 +209,44 @@ def _replace(weight: Weight, made: Any) -> None:
     made.set_friendly_name(weight.top.get_friendly_name())
     for reader in list(weight.top.output(0).get_target_inputs()):
         reader.replace_source_output(made.output(0))
+
+
+def computable(weight: Weight, block: int) -> bool:
+    """Does OpenVINO compute with this weight's blocks as they are? All readers must be MatMuls."""
+    shape = weight.values.shape
+    if weight.integer or len(shape) != 2 or not block or shape[1 - weight.axis] % block:
+        return False
+    if shape[1 - weight.axis] == block:
+        return False
+    readers = weight.top.output(0).get_target_inputs()
+    return all(r.get_node().get_type_name() == "MatMul" and r.get_index() == 1 for r in readers)
+
+
+def replace_computed(weight: Weight, stored: Rounded) -> None:
+    """Let every MatMul that reads `weight.top` compute with compressed weights.
+
+    The form OpenVINO's own weight compression writes: integers [channels, blocks, columns] →
+    `Convert(f16)` → `Multiply` → `Reshape` → `Convert(f32)`.
+    """
+    import openvino as ov
+    from openvino import opset13
+
+    rows = np.ascontiguousarray(np.moveaxis(stored.integers, weight.axis, 0))
+    blocks = rows.reshape(len(rows), -1, stored.block)
+    half = opset13.convert(_constant(blocks, stored.bits), ov.Type.f16)
+    scale = opset13.constant(stored.scale.astype(np.float16)[:, :, None])
+    scaled = opset13.multiply(half, scale)
+    flat = opset13.reshape(scaled, opset13.constant(np.array(rows.shape, np.int64)), False)
+    made = opset13.convert(flat, ov.Type.f32)
+    made.set_friendly_name(weight.top.get_friendly_name())
+    for reader in list(weight.top.output(0).get_target_inputs()):
+        old = reader.get_node()
+        turned = bool(old.get_attributes()["transpose_a"])
+        product = opset13.matmul(old.input_value(0), made, turned, True)
+        product.output(0).get_tensor().set_names(old.output(0).get_names())
+        product.set_friendly_name(old.get_friendly_name())
+        for after in list(old.output(0).get_target_inputs()):
+            after.replace_source_output(product.output(0))
 
 
 def _constant(integers: Any, bits: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,7 +53,12 @@ def collect_grams_openvino(
 
 
 def rounded(
-    source: Artifact, options: Any, env: Env, model: Any, weights: Sequence[Weight]
+    source: Artifact,
+    options: Any,
+    env: Env,
+    model: Any,
+    weights: Sequence[Weight],
+    blocks: Mapping[str, int],
 ) -> dict[str, Rounded]:
     """Integers of 4 bits for `weights` of `model`, and the damage they do.
 
@@ -67,14 +72,15 @@ def rounded(
     passes = collect_grams_openvino(model, weights, data, rows=options.rows, seed=env.context.seed)
     for grams in passes:
         for name, gram in grams.items():
-            made[name] = _round(by_name[name], gram)
+            made[name] = _round(by_name[name], gram, blocks.get(name, 0))
             env.progress(len(made) / len(weights), f"rounded {by_name[name].name}")
-    return made | {n: _round(w, None) for n, w in by_name.items() if n not in made}
+    left = {name: weight for name, weight in by_name.items() if name not in made}
+    return made | {name: _round(w, None, blocks.get(name, 0)) for name, w in left.items()}
 
 
-def _round(weight: Weight, gram: Any | None) -> Rounded:
+def _round(weight: Weight, gram: Any | None, block: int) -> Rounded:
     values, axis = weight.rows()
-    return weight.spread(round_with(values, axis, gram, 0))
+    return weight.spread(round_with(values, axis, gram, block))
 
 
 def _open(model: Any, names: Sequence[str], shapes: bool) -> Callable[[Feeds], Sequence[Any]]:

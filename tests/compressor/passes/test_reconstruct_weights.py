@@ -110,3 +110,17 @@ def test_the_engine_computes_with_blocks(bits, model, tmp_path):
         tmp_path, given, "quantize_weights", bits=bits, share=1.0, form="computed", block=16
     )
     assert sqnr_db(given, made) > sqnr_db(given, nearest) - 1
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("model", ["transformer_block", "mlp"])
+def test_openvino_computes_with_blocks(bits, model, tmp_path):
+    given = prepared(tmp_path, model, "openvino")
+    options = {"bits": bits, "share": 1.0, "form": "computed", "block": 16}
+    made = apply(tmp_path, given, "reconstruct_weights", **options)
+    ran, before = executed(made), executed(given)
+    assert ran.keys() == before.keys()
+    assert ran["FullyConnected"] == before["FullyConnected"]
+    after, float_ = ((a.root / "model.bin").stat().st_size for a in (made, given))
+    assert after < float_ * (bits + 1) / 32 + 3000  # biases, normalization
+    assert sqnr_db(given, made) > (20 if bits == 4 else 38)
