@@ -18,7 +18,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})

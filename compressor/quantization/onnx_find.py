@@ -195,8 +195,8 @@ class _Finder:
         axis = next((a for use, a in known if a is not None and _multiplies(use)), None)
         if axis is None:
             axis = next((a for _, a in known if a is not None), None)
-        if axis is None or values.size < _LEAST_PER_SCALE * values.shape[axis]:
-            axis = _best_axis(values) if reader is None else None
+        if axis is None and reader is None:
+            axis = _best_axis(values)
         if axis is None:
             return None
         first = next((use for use, _ in known if _multiplies(use)), known[0][0])

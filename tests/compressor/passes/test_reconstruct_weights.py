@@ -124,3 +124,12 @@ def test_openvino_computes_with_blocks(bits, model, tmp_path):
     after, float_ = ((a.root / "model.bin").stat().st_size for a in (made, given))
     assert after < float_ * (bits + 1) / 32 + 3000  # biases, normalization
     assert sqnr_db(given, made) > (20 if bits == 4 else 38)
+
+
+@BOTH
+def test_a_depthwise_kernel_has_a_scale_for_each_channel(target, tmp_path):
+    given = prepared(tmp_path, "depthwise", target)
+    options = {"share": 1.0, "least": 288, "assign": {"stem": 32, "expand": 32, "project": 32}}
+    nearest = apply(tmp_path, given, "quantize_weights", **options, calibrated=False)
+    made = apply(tmp_path, given, "reconstruct_weights", **options)
+    assert sqnr_db(given, made) > sqnr_db(given, nearest) + 3
