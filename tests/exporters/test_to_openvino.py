@@ -141,3 +141,15 @@ def test_a_second_stage_keeps_the_names_it_was_given(tmp_path):
     given = layer_names(made.path)
     save_ir(ov.Core().read_model(str(made.path)), tmp_path / "again.xml", given=given)
     assert layer_names(tmp_path / "again.xml") == given
+
+
+def test_the_onnx_file_may_be_what_openvino_reads(tmp_path):
+    source = named("convnet", tmp_path)
+    made = step(to_openvino, source, tmp_path, container="onnx")
+    assert made.path.name == "model.onnx"
+    assert made.facts["container"] == "onnx"
+    feeds = models.feeds(onnx.load(source.path), batch=3)
+    compiled = to_openvino.compile_for_check(made.path, threads=1)
+    got = {n: compiled(feeds)[p] for p in compiled.outputs for n in p.get_names()}
+    for key, want in run_onnx(onnx_session(source.path), feeds).items():
+        np.testing.assert_allclose(got[key], want, rtol=1e-3, atol=1e-4)
