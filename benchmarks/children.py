@@ -68,6 +68,7 @@ def run_child(
     """Run `command` to its end or `limit_s`; `memory_bytes` bounds its address space."""
 
     def bounded() -> None:
+        _die_with_parent()
         if memory_bytes is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
@@ -93,6 +94,13 @@ def run_child(
                 child.wait()
         seconds = time.monotonic() - began
         return Ended(code, seconds, peak.tree, peak.process, peak.anonymous, _tail(out), _tail(log))
+
+
+def _die_with_parent() -> None:
+    """A benchmark that is killed leaves nothing running (Linux)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 @dataclass

@@ -129,6 +129,13 @@ def test_the_summary_leaves_small_models_out() -> None:
     assert [text.split(" on ")[0] for text in found["recovered"]] == ["big"] * 2 + ["tiny"] * 2
 
 
+def test_a_run_that_failed_counts_as_nothing_saved() -> None:
+    rows = [{"name": "ours", "kind": "ours", "status": "failed", "reason": "it crashed"}]
+    judged = verdicts.verdict(rows, 1_000_000)
+    found = verdicts.summary({"a": {"engines": {"openvino": {"rows": rows, "verdict": judged}}}})
+    assert (found["pairs"], found["pairs_met"], found["median_reduction"]) == (1, 0, 0.0)
+
+
 def test_a_miss_names_its_layers() -> None:
     rows = pair(reduction=0.7, ratios={"twin": [0.5, 0.4, 0.6]})
     goals = verdicts.verdict(rows, 1_000_000)["goals"]

@@ -217,7 +217,8 @@ def summary(models: Mapping[str, Row]) -> Row:
     """Goals over all models: pairs and models that reach everything, medians, what is recovered."""
     pairs = [(name, engine, p) for name, m in models.items() for engine, p in m["engines"].items()]
     counted = [(n, e, p) for n, e, p in pairs if p["verdict"]["counts"]]
-    reductions = [r["reduction"] for _, _, p in counted for r in p["rows"] if r["kind"] == "ours"]
+    ours = [r for _, _, p in counted for r in p["rows"] if r["kind"] == "ours"]
+    reductions = [r.get("reduction", 0.0) for r in ours]  # nothing shipped: nothing saved
     whole: dict[str, list[bool]] = {}
     for name, _, pair in counted:
         whole.setdefault(name, []).append(pair["verdict"]["all"] == "met")
