@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from runtimes.base import Feeds, Outputs, load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact
 
-SCORING_REV = 1
+SCORING_REV = 2
 SCORING_BATCH = 100
+SCORING_BYTES = 4 << 20  # of a batch's inputs and outputs; activations are many times as much
 PREPARED_FEEDS = 8  # timing cycles through at least this many real inputs (edge cases of zeros)
 REFERENCE_ENGINE = "onnxruntime"  # part of the core: every run can score the original with it
 
@@ -120,10 +122,21 @@ class Judge:
         """At most the usual one; with a smallest batch above 1, one that leaves no shorter rest."""
         low, high = batch_range(artifact.inputs, artifact.facts.get("bounds"))
         state = RecurrentState.of(artifact)
-        most = 1 if state is not None and state.alone else min(SCORING_BATCH, high)
+        fits = max(1, SCORING_BYTES // self._sample_bytes(artifact))
+        most = 1 if state is not None and state.alone else max(low, min(SCORING_BATCH, high, fits))
         rest = len(self.samples) if self.samples is not None else 0
         sizes = (b for b in range(most, low - 1, -1) if rest % b == 0 or rest % b >= low)
         return next(sizes, most)
+
+    def _sample_bytes(self, artifact: Artifact) -> int:
+        """Bytes of one sample's inputs and outputs; free dimensions at their typical size."""
+        if self.samples is None:
+            return 1
+        given = sum(array.nbytes for array in self.samples.feeds([0]).values())
+        for spec in artifact.outputs:
+            sizes = [self.dims.get(d, 1) if isinstance(d, str) else d for d in spec.shape[1:]]
+            given += 4 * math.prod(sizes)
+        return max(1, given)
 
     def drift(self, artifact: Artifact, runtime: str, device: str) -> list[Drift]:
         """How far a recurrent model runs away from the original; empty for others."""
