@@ -18,7 +18,7 @@ from types import ModuleType
 
 MODELS = (
     "resnet", "mobilenet", "unet", "yolo", "rnn", "lstm", "gru", "nsnet2", "captcha", "bert",
-    "gpt", "gpt_cache", "vit", "autoencoder", "gcn", "seq2seq", "stream", "efficientnet",
+    "gpt", "gpt_cache", "vit", "autoencoder", "gcn", "seq2seq", "stream", "efficientnet", "darts",
 )  # fmt: skip
 
 

@@ -38,8 +38,13 @@ def train(
     batch: int = 128,
     decay: float = 0.02,
     flip: bool = False,
+    half: bool = False,
 ) -> None:
-    """Train in place. `flip` mirrors half of the pictures."""
+    """Train in place.
+
+    `flip` mirrors half of the batches of pictures; `half` computes in bfloat16, channels last,
+    where the processor has it: twice as fast for many small convolutions.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -48,6 +53,9 @@ def train(
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, max(steps, 2), pct_start=0.2)
     order = np.zeros(0, np.int64)
+    half = half and torch.cpu._is_avx512_bf16_supported()
+    if half:
+        module.to(memory_format=torch.channels_last)
     module.train()
     for step in range(steps):
         if len(order) < batch:
@@ -57,11 +65,12 @@ def train(
         if flip and rng.random() < 0.5:
             feeds = {k: v.flip(-1) if v.ndim == 4 else v for k, v in feeds.items()}
         optimizer.zero_grad()
-        value = loss(module, feeds)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = loss(module, feeds)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
             print(f"  step {step}/{steps} loss {value.item():.4f}", flush=True)
-    module.eval()
+    module.eval().to(memory_format=torch.contiguous_format)
