@@ -58,4 +58,4 @@ training, calibration, selection, evaluation = splits(arrays)
 
 
 def train(module: nn.Module) -> None:
-    fitting.train(module, training(), _loss, epochs=4, lr=3e-3)
+    fitting.train(module, training(), _loss, epochs=4, lr=3e-3, half=True)

@@ -78,14 +78,14 @@ def trained(module: ModuleType, weights: Path) -> Any:
 
 
 def _train(module: ModuleType, work: Path) -> float | None:
-    """Weights and ONNX file; returns the seconds of training, None where nothing was trained."""
+    """Weights and ONNX file; returns processor seconds, None where nothing was trained."""
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    model, start = module.build(), time.monotonic()
+    model, start = module.build(), time.process_time()
     module.train(model)
-    seconds = round(time.monotonic() - start, 1)
+    seconds = round(time.process_time() - start, 1)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, work / "weights.safetensors")
     export(model.eval(), module.ABOUT, work / "model.onnx")

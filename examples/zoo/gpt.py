@@ -52,4 +52,4 @@ training, calibration, selection, evaluation = splits(arrays)
 
 def train(module: nn.Module) -> None:
     loss = fitting.cross_entropy(0.0)
-    fitting.train(module, training(), loss, epochs=4, lr=1.5e-3, batch=32)
+    fitting.train(module, training(), loss, epochs=4, lr=1.5e-3, batch=32, half=True)

@@ -10,9 +10,9 @@ from examples.zoo.recurrent import (
     calibration,
     evaluation,
     selection,
-    train,
     training,
 )
+from examples.zoo.recurrent import train as train_recurrent
 
 __all__ = ["ABOUT", "build", "calibration", "evaluation", "selection", "train", "training"]
 ABOUT = about("gru", "2 bidirectional GRU layers of 160, mean over steps classified")
@@ -20,3 +20,7 @@ ABOUT = about("gru", "2 bidirectional GRU layers of 160, mean over steps classif
 
 def build() -> nn.Module:
     return Classifier(nn.GRU(28, 160, 2, batch_first=True, bidirectional=True))
+
+
+def train(module: nn.Module) -> None:
+    train_recurrent(module, half=True)

@@ -38,5 +38,5 @@ def about(kind: str, architecture: str) -> About:
     )
 
 
-def train(module: nn.Module) -> None:
-    fitting.train(module, training(), fitting.cross_entropy(), epochs=4, lr=2e-3)
+def train(module: nn.Module, *, half: bool = False) -> None:
+    fitting.train(module, training(), fitting.cross_entropy(), epochs=4, lr=2e-3, half=half)

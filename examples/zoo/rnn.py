@@ -10,9 +10,9 @@ from examples.zoo.recurrent import (
     calibration,
     evaluation,
     selection,
-    train,
     training,
 )
+from examples.zoo.recurrent import train as train_recurrent
 
 __all__ = ["ABOUT", "build", "calibration", "evaluation", "selection", "train", "training"]
 ABOUT = about("rnn", "tanh RNN of 384, last step classified")
@@ -20,3 +20,7 @@ ABOUT = about("rnn", "tanh RNN of 384, last step classified")
 
 def build() -> nn.Module:
     return Classifier(nn.RNN(28, 384, batch_first=True))
+
+
+def train(module: nn.Module) -> None:
+    train_recurrent(module, half=True)

@@ -68,4 +68,4 @@ training, calibration, selection, evaluation = splits(arrays)
 
 
 def train(module: nn.Module) -> None:
-    fitting.train(module, training(), _loss, epochs=2, lr=3e-3, batch=32)
+    fitting.train(module, training(), _loss, epochs=1.5, lr=3e-3, batch=32, half=True)
