@@ -125,7 +125,9 @@ def encode(text: str, vocab: Mapping[str, int], length: int) -> np.ndarray:
 def described_packages(vocab_size: int, length: int) -> Roles:
     """`tokens` [n, length] (0 pads) with the package's section as label; a tenth is for tests."""
     vocab = vocabulary(vocab_size)
-    rows = [(SECTIONS.index(s), encode(t, vocab, length)) for s, t in packages() if s in SECTIONS]
+    # Packages share descriptions: one of each, or test data would be in the training data.
+    unique = {encode(t, vocab, length).tobytes(): (s, t) for s, t in packages() if s in SECTIONS}
+    rows = [(SECTIONS.index(s), encode(t, vocab, length)) for s, t in unique.values()]
     order = np.random.default_rng(1).permutation(len(rows))
     labels = np.array([rows[i][0] for i in order])
     tokens = np.stack([rows[i][1] for i in order])
