@@ -1,4 +1,4 @@
-"""float32 constants of a model stored as float16 behind a cast (see `cast_half`)."""
+"""float32 constants of a model stored in half behind a cast (see `cast_half`)."""
 
 from __future__ import annotations
 
@@ -7,46 +7,55 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.half_typed import half_type
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_index import Names, index, take_over_names
 from compressor.quantization.onnx_pass import require_smaller
 from compressor.quantization.onnx_static import named_nodes
 from exporters._drop_in import require_drop_in
 from exporters._onnx_graph import drop_dead_weights, load_model, replace, save_model
+from exporters._onnx_opset import upgrade_opset
 from exporters.base import Env, Keep
 from runtimes.types import Artifact
 
 _LARGEST = 65504.0  # of float16
 
 
-def castable(source: Artifact, least: int, keep: Keep) -> list[str]:
-    """Names of the constants that would be cast."""
+def castable(source: Artifact, least: int, keep: Keep, dtype: str = "float16") -> list[str]:
+    """Names of the constants that would be cast to `dtype`."""
     if source.format == "openvino":
         from compressor.quantization.openvino_ir import read_ir
 
         return [c.get_friendly_name() for c in _constants(read_ir(source.path), least, keep)[0]]
-    return _tensors(load_model(source.path), least, keep)[0]
+    return _tensors(load_model(source.path), least, keep, dtype)[0]
 
 
-def run(source: Artifact, least: int, env: Env) -> Artifact:
-    """Write the model with its constants cast."""
-    keep, path = env.context.keep, env.work / source.entry
+def run(source: Artifact, options: Any, env: Env) -> Artifact:
+    """Write the model with its constants cast; for OpenVINO, with a keep-list where asked for."""
+    keep, path, more = env.context.keep, env.work / source.entry, list[str]()
     if source.format == "openvino":
         from compressor.quantization.openvino_ir import read_ir, write_ir
 
         model = read_ir(source.path)
-        constants, beyond = _constants(model, least, keep)
+        constants, beyond = _constants(model, options.least, keep)
         for constant in constants:
             _cast_constant(constant)
         write_ir(model, path, source)
         count = len(constants)
+        if options.compute == "half":
+            from compressor.quantization.half_openvino import keep_precise
+
+            more = keep_precise(path, source, options, env)
     else:
         model = load_model(source.path)
-        names, beyond = _tensors(model, least, keep)
-        _cast_tensors(model, set(names))
+        if options.dtype == "bfloat16":
+            model, more = upgrade_opset(model, 13)
+        names, beyond = _tensors(model, options.least, keep, options.dtype)
+        _cast_tensors(model, set(names), options.dtype)
         save_model(model, path)
         count = len(names)
-    facts = {**source.facts, "notes": [*source.facts.get("notes", []), *_notes(count, beyond)]}
+    notes = [*_notes(count, beyond, options.dtype), *more]
+    facts = {**source.facts, "notes": [*source.facts.get("notes", []), *notes]}
     artifact = Artifact.write(
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
     )
@@ -54,19 +63,21 @@ def run(source: Artifact, least: int, env: Env) -> Artifact:
     return require_drop_in(source, artifact)
 
 
-def _notes(count: int, beyond: Sequence[str]) -> list[str]:
-    notes = [f"{count} weights are stored as float16"]
+def _notes(count: int, beyond: Sequence[str], dtype: str) -> list[str]:
+    notes = [f"{count} weights are stored as {dtype}"]
     if beyond:
         notes.append(f"kept float32, beyond float16's range: {', '.join(beyond[:5])}")
     return notes
 
 
-def _fits(values: Any) -> bool:
+def _fits(values: Any, dtype: str = "float16") -> bool:
+    if dtype == "bfloat16":  # float32's own range
+        return True
     peak = float(np.abs(values).max()) if values.size else 0.0
     return bool(np.isfinite(peak)) and peak <= _LARGEST
 
 
-def _tensors(model: Any, least: int, keep: Keep) -> tuple[list[str], list[str]]:
+def _tensors(model: Any, least: int, keep: Keep, dtype: str) -> tuple[list[str], list[str]]:
     """Initializers to cast, and those whose values float16 cannot hold."""
     import onnx
 
@@ -83,18 +94,18 @@ def _tensors(model: Any, least: int, keep: Keep) -> tuple[list[str], list[str]]:
         if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in readers):
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        (fits if _fits(values) else beyond).append(name)
+        (fits if _fits(values, dtype) else beyond).append(name)
     return fits, beyond
 
 
-def _cast_tensors(model: Any, chosen: set[str]) -> None:
+def _cast_tensors(model: Any, chosen: set[str], dtype: str) -> None:
     import onnx
 
     names, casts, replaced, outs = Names(model.graph), [], {}, {}
     for tensor in list(model.graph.initializer):
         if tensor.name not in chosen:
             continue
-        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        half = onnx.numpy_helper.to_array(tensor).astype(half_type(dtype))
         stored, outs[tensor.name] = names.new(tensor.name), names.new("h")
         replaced[stored] = tensor.name
         model.graph.initializer.append(onnx.numpy_helper.from_array(half, stored))
