@@ -66,7 +66,7 @@ def _stored_class() -> Any:
             integers = _array(graph, weight.name).astype(np.int8 if weight.bits == 4 else None)
             scale = weight.full_scale(_array(graph, weight.scale), integers.shape)
             zero = np.zeros(1) if not weight.zero else _array(graph, weight.zero).astype(np.int32)
-            zero = weight.full_scale(zero, integers.shape) if zero.size > 1 else zero.reshape(-1)
+            zero = weight.full_scale(zero, integers.shape) if zero.size > 1 else zero.reshape(())
             rounded = (integers.astype(np.float32) - zero) * scale
             self.low, self.high = _ends(graph.weights[weight.name], integers, narrow)
             start = _start(floats, rounded, scale)

@@ -17,6 +17,7 @@ from compressor.training.graph import trainable, untrainable
 from compressor.training.values import write_back
 from exporters._check import onnx_session, run_onnx
 from exporters._onnx_graph import load_model
+from exporters._schemes import ONNXRUNTIME
 from exporters.base import Keep
 from runtimes.errors import Unsupported, UsageError
 from tests import models
@@ -121,6 +122,19 @@ def test_openvino_runs_what_was_trained(tmp_path):
     ir = apply(tmp_path, made, "to_openvino")
     assert precisions(ir)["int8"] >= 5
     assert sqnr_db(apply(tmp_path, made, "to_onnxruntime"), ir) > 25
+
+
+def test_one_weight_scale_a_tensor(tmp_path):
+    """Where a scheme has no scales per channel, training makes up for much of them."""
+    given = prepared(tmp_path, "depthwise")
+    scheme = replace(ONNXRUNTIME, weight_per_channel=False)
+    context = replace(subjects.context("x", given.format), scheme=scheme)
+    options = Options(**{**FAST, "weight_bits": 8})
+    made = train_quantized.run(given, options, env_of(given, tmp_path, context=context))
+    scales = load_model(made.path).graph.initializer
+    assert all(not t.dims for t in scales if t.name.startswith("ws"))
+    losses = made.facts["training"]["held_out"]
+    assert min(losses) < 0.8 * losses[0]
 
 
 def test_a_model_that_other_steps_quantized_is_trained_as_it_is(tmp_path):
