@@ -33,6 +33,24 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=count, metavar="N", help="engine threads while timing")
 
 
+def data_flags(parser: argparse.ArgumentParser) -> None:
+    """The model or recipe with its data, for verbs that judge and time nothing."""
+    add = parser.add_argument
+    add("source", metavar="RECIPE|MODEL", help="a recipe (.yaml), model.onnx, or model.pt2")
+    add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
+    add("--calibration", metavar="DATA", help=".npz, folder, or module:function: sets scales")
+    add("--selection", metavar="DATA", help="data to measure on; default: calibration data")
+    add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
+    text = "recurrent state of a model that takes one step a call; repeatable"
+    add("--state", action="append", default=[], metavar="IN=OUT", help=text)
+    add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
+    add("--device", help="the engine's device, for every target named")
+    add("--seed", type=int, help="seed of every random choice")
+    unset = dict.fromkeys(("evaluation", "training", "metric", "evaluator"))
+    limits = dict.fromkeys(("max_drop", "max_relative_drop", "batch", "threads"))
+    parser.set_defaults(gate=[], **unset, **limits)
+
+
 def effort_flag(parser: argparse.ArgumentParser, default: str | None) -> None:
     """`--effort`, whose default is the recipe's where `default` is None."""
     text = "how long to time (default: the recipe's)" if default is None else "how long to time"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from compressor.arguments import count, effort_flag, model_flags
+from compressor.arguments import count, data_flags, effort_flag, model_flags
 from runtimes.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ examples:
   compress run model.onnx --target openvino --calibration calib.npz --evaluation eval.npz \\
                --metric top1 --max-drop 0.01 -o out
   compress plan recipe.yaml            what would run, or every problem at once
+  compress sensitivity model.onnx --target openvino --calibration calib.npz
   compress explain out                 why not smaller, faster, more accurate
 """
 
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_plan(verbs)
     _add_check(verbs)
+    _add_sensitivity(verbs)
     _add_results(verbs)
     _add_bench(verbs)
     _add_housekeeping(verbs)
@@ -204,6 +206,24 @@ def _add_check(verbs: Any) -> None:
     add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
     parser.add_argument("--all", action="store_true", help="list INT8 nodes too")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
+
+
+def _add_sensitivity(verbs: Any) -> None:
+    text = "rank layers by what lower precision of each costs, and say which to keep float"
+    parser = _verb(verbs, "sensitivity", sensitivity, text)
+    data_flags(parser)
+    add = parser.add_argument
+    text = "what the layers become (default: int8); int8-w4: INT8 with weights stored in 4 bits"
+    choices = ("int8", "int8-w4", "w8", "w4", "half")
+    add("--precision", choices=choices, default="int8", help=text)
+    add("--sqnr", type=float, default=20.0, metavar="DB", help="goal of the outputs' SQNR (20)")
+    add("--samples", type=count, default=64, metavar="N", help="measure on this many (64)")
+    add("--minutes", type=float, metavar="M", help="end after about this long (default: no limit)")
+    text = "also find where this candidate leaves the original: out/candidates/…, or an ONNX file"
+    add("--against", metavar="ARTIFACT", help=text)
+    add("--all", action="store_true", help="list every layer")
+    add("--json", action="store_true", help="machine output on stdout")
+    add("-q", "--quiet", action="store_true", help="no progress")
 
 
 def _add_results(verbs: Any) -> None:
@@ -269,6 +289,13 @@ def check(args: argparse.Namespace) -> int:
     from compressor.commands.check import check_verb
 
     return check_verb(args)
+
+
+def sensitivity(args: argparse.Namespace) -> int:
+    """`compress sensitivity`."""
+    from compressor.commands.sensitivity import sensitivity_verb
+
+    return sensitivity_verb(args, _recipe(args))
 
 
 def explain(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from compressor.report import show
+from compressor.report import damage, show
 from compressor.report.slower import sentences, slower
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult
 
@@ -76,7 +76,7 @@ def _not_smaller(target: TargetResult, chosen: Candidate) -> list[str]:
 
 def _not_faster(target: TargetResult, chosen: Candidate) -> list[str]:
     """Where the time goes that did not shrink."""
-    lines = [text for cost in slower(target)[-1:] for text in sentences(cost)]
+    lines = [text for cost in slower(target)[:1] for text in sentences(cost)]
     timed = [row for row in chosen.layers if row.time_ns]
     total = sum(row.time_ns or 0 for row in timed)
     slow = sorted(show.kept_float(chosen), key=lambda row: -(row.time_ns or 0))
@@ -105,6 +105,20 @@ def _not_faster(target: TargetResult, chosen: Candidate) -> list[str]:
 
 
 def _not_accurate(record: RunRecord, target: TargetResult, chosen: Candidate) -> list[str]:
+    """How the drop splits between steps, and which layers it comes from where that was measured."""
+    return _split(record, target, chosen) + _lost_by(target)
+
+
+def _lost_by(target: TargetResult) -> list[str]:
+    looked = damage.diagnosed(target)
+    if looked is None:
+        return []
+    found = looked.divergence
+    lines = [damage.sentence(looked), *(damage.divergence_lines(found) if found else [])]
+    return [f"{looked.name}: {lines[0]}", *lines[1:]] if lines[0] else lines[1:]
+
+
+def _split(record: RunRecord, target: TargetResult, chosen: Candidate) -> list[str]:
     """How the drop splits between the shared steps and this candidate's own quantization."""
     compared, score = chosen.comparison, chosen.score
     if compared is None or compared.drop is None or score is None:

@@ -150,6 +150,76 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class LayerDamage:
+    """Layers that share a weight, and what lower precision of them alone does to the outputs.
+
+    `sqnr_db` (of the model's outputs) and `size_bytes` (stored, scales included) are by precision:
+    `float`, `int8`, `w8`, `w4`, …; `share` is this row's part of the summed damage.
+    """
+
+    layer: str
+    op: str
+    layers: list[str]
+    sqnr_db: dict[str, float]
+    size_bytes: dict[str, int]
+    share: float
+    time_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Where the accuracy goes: layers ranked by what `precision` of each costs the outputs.
+
+    `all_db` is the SQNR of the outputs with every layer in `precision`, `kept_db` the one with the
+    layers that the patterns in `keep` name in float, which adds `keep_bytes`; `target_db` is what
+    they were chosen to reach. `measured` of `groups` layers have figures where time ran out.
+    """
+
+    precision: str
+    rows: list[LayerDamage]
+    groups: int
+    measured: int
+    samples: int
+    seconds: float
+    target_db: float
+    all_db: float | None = None
+    keep: list[str] = field(default_factory=list)
+    kept_db: float | None = None
+    keep_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TensorGap:
+    """One tensor of a compressed model against the original's: SQNR here and of what it reads."""
+
+    tensor: str
+    layer: str
+    op: str
+    sqnr_db: float
+    before_db: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a compressed model leaves the original: the first tensor below a threshold.
+
+    `compared` of the original's `tensors` exist in both by name. `largest` is the largest fall of
+    SQNR from a layer's inputs to its output. `outputs_db` is the worst output of the artifact as
+    the engine runs it, `tapped_db` the same with inner tensors as outputs, which keeps the engine
+    from fusing.
+    """
+
+    compared: int
+    tensors: int
+    samples: int
+    threshold_db: float
+    first: TensorGap | None = None
+    largest: TensorGap | None = None
+    outputs_db: float | None = None
+    tapped_db: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One artifact of a target: a rung of its ladder, or a twin."""
 
@@ -174,6 +244,8 @@ class Candidate:
     macs: int | None = None
     drift: list[Drift] = field(default_factory=list)
     real_time_factor: float | None = None  # median time of a step over what a step lasts
+    damage: Damage | None = None
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from compressor.bench import BenchResult, Variant
+from compressor.diagnosis import diagnosed
 from compressor.engine import Engine
 from compressor.judging import Judge, timings_of
 from compressor.package import coded_size
@@ -79,6 +80,7 @@ def run_target(
         tried = runner.climb(twins, compressed)
         timed = runner.timed_twins(twins)
         best = runner.best_twin(timed)
+        tried = runner.diagnosed(tried, compressed)
     except UsageError:
         raise  # recipe or data: the same for every target
     except CompressError as error:
@@ -253,6 +255,25 @@ class _Runner:
         name = self.fastest(there, self.last)
         return next(t for t in there if t.candidate.name == name)
 
+    def diagnosed(self, tried: list[Built], compressed: Artifact) -> list[Built]:
+        """With why the closest candidate that failed an accuracy gate did, if that cost INT8."""
+        lost = [b for b in tried if b.artifact is not None and _lost_accuracy(b.candidate)]
+        if not lost or any(_passes_in_integers(b.candidate) for b in tried):
+            return tried
+        closest = min(lost, key=lambda b: _fails(b.candidate))
+        assert closest.artifact is not None
+        candidate = diagnosed(
+            self.engine,
+            self.planned,
+            compressed,
+            closest.candidate,
+            closest.artifact,
+            effort=self.judging.measure.effort,
+            deadline=self.deadline,
+        )
+        told = Built(candidate, closest.artifact)
+        return [told if built is closest else built for built in tried]
+
     def _keeps(self, twin: Candidate) -> bool:
         gates = [g for g in self.planned.gates if g.metric in ACCURACY]
         return combine([judge(g, twin, self.reference) for g in gates]) != "fail"
@@ -277,6 +298,16 @@ class _Runner:
             for gate in self.planned.gates
             if timed or gate.metric not in LATENCY
         ]
+
+
+def _lost_accuracy(candidate: Candidate) -> bool:
+    names = tuple(ACCURACY)
+    return any(c.state == "fail" and c.gate.startswith(names) for c in candidate.checks)
+
+
+def _passes_in_integers(candidate: Candidate) -> bool:
+    ships = candidate.state in ("pass", "not_judged", "inconclusive")
+    return ships and any(row.achieved == "int8" for row in candidate.layers)
 
 
 def _spelled(name: str, options: dict[str, object]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor.report import show, view
+from compressor.report import damage, show, view
 from compressor.report.slower import Slower, sentences, slower
 from compressor.report.text import headline_state
-from compressor.result import LayerRow, RunRecord, TargetResult
+from compressor.result import Candidate, LayerRow, RunRecord, TargetResult
 
 # A CI job finds its earlier comment by this line and replaces it.
 MARKER = "<!-- edge-compressor report -->"
@@ -114,6 +114,8 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         parts.append(
             _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))
         )
+    looked = damage.diagnosed(target)
+    parts += [_lost(target.name, looked)] if looked is not None else []
     parts += [_slower(target.name, cost) for cost in slower(target)]
     kept = [
         [_cell(show.names(found, 5)), _cell(reason), _weights(found)]
@@ -123,6 +125,21 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         lines = _table(["Layers", "Why", "Weights"], kept[:ROWS])
         parts.append(_folded(f"{target.name}: kept float", lines))
     return parts
+
+
+def _lost(target: str, looked: Candidate) -> str:
+    """The damage of single layers, what to keep float, and where the outputs left the original."""
+    lines = []
+    if looked.damage is not None and looked.damage.rows:
+        head, rows = damage.table(looked.damage)
+        cells = [[_cell(cell) for cell in row] for row in rows[:ROWS]]
+        lines += [f"{_cell(damage.sentence(looked))}.", "", *_table(head, cells)]
+        if looked.damage.keep:
+            lines += ["", _code(damage.recipe_line(looked.damage))]
+    if looked.divergence is not None:
+        told = [*damage.divergence_lines(looked.divergence), damage.compared(looked.divergence)]
+        lines += ["", *(f"- {_cell(line)}" for line in told)]
+    return _folded(f"{target}: where {looked.name} lost its accuracy", lines)
 
 
 def _slower(target: str, cost: Slower) -> str:

@@ -49,20 +49,23 @@ class Slower:
 
 
 def slower(target: TargetResult) -> list[Slower]:
-    """Every candidate of `target` that failed a speed gate, as far as its layers were timed."""
-    return [
-        cost
-        for c in target.candidates
-        if c.role == "candidate" and failed_speed(c) and (cost := compare(target, c)) is not None
-    ]
+    """Candidates of `target` that a speed gate stopped, as far as their layers were timed.
+
+    The one that the report is about comes first.
+    """
+    chosen = show.subject(target)
+    stopped = [c for c in target.candidates if c.role == "candidate" and failed_speed(c)]
+    stopped.sort(key=lambda c: c is not chosen)
+    found = (compare(target, c) for c in stopped)
+    return [cost for cost in found if cost is not None]
 
 
 def failed_speed(candidate: Candidate) -> bool:
-    """Whether a speed gate stopped this candidate, or is open while it is slower."""
+    """Whether a gate on speed stopped this candidate, or is open while it is surely slower."""
     words = ("speedup", "p50", "p90", "p95", "p99")
     states = {check.state for check in candidate.checks if check.gate.startswith(words)}
-    ratios = [t.speedup for t in candidate.timings if t.speedup is not None]
-    return "fail" in states or ("inconclusive" in states and min(ratios, default=1.0) < 1)
+    ends = [t.speedup_interval[1] for t in candidate.timings if t.speedup_interval is not None]
+    return "fail" in states or ("inconclusive" in states and min(ends, default=1.0) < 1)
 
 
 def compare(target: TargetResult, candidate: Candidate) -> Slower | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from compressor.report import show
+from compressor.report import damage, show
 from compressor.report.slower import sentences, slower
 from compressor.result import Candidate, RunRecord, State, TargetResult
 
@@ -57,7 +57,10 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     if chosen is None:
         return lines + _wrapped("why", target.reason or "nothing was built")
     lines += _why(target) + _ships(target, chosen)
-    for cost in slower(target)[-1:]:
+    looked = damage.diagnosed(target)
+    if looked is not None and (text := damage.sentence(looked)):
+        lines += _wrapped("lost by", f"{looked.name}: {text}")
+    for cost in slower(target)[:1]:
         lines += _wrapped("slower", "; ".join(sentences(cost)))
     lines += _numbers(record, chosen)
     return lines + _kept(chosen) + _passed(chosen)

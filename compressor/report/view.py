@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from compressor.report import charts, show
+from compressor.report import charts, damage, show
 from compressor.report.figures import latency, ledger, ordered, pareto, role_of, slower_view
 from compressor.report.slower import slower
 from compressor.result import Candidate, Check, RunRecord, TargetResult, Timing
@@ -37,7 +37,7 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "failures": [(c.name, c.failure.message) for c in target.candidates if c.failure],
     }
     if chosen is None:
-        empty: dict[str, Any] = {"table": None, "ledger": None, "layers": None}
+        empty: dict[str, Any] = dict.fromkeys(("table", "ledger", "layers", "damage"))
         return view | empty | {key: [] for key in ("tiles", "gates", "charts", "slower", "notes")}
     return view | {
         "tiles": _tiles(record, chosen),
@@ -46,6 +46,7 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "charts": [c for c in (pareto(target), latency(target)) if c],
         "ledger": ledger(target),
         "layers": layer_view(chosen),
+        "damage": damage.view(target),
         "slower": [slower_view(cost) for cost in slower(target)],
         "notes": chosen.notes,
     }
