@@ -172,11 +172,13 @@ def test_changed_code_makes_a_folder_again_unless_weights_are_kept(tiny, tmp_pat
 
 def test_splits_share_no_sample():
     whole = {"x": np.arange(5000), "labels": np.arange(5000)}
-    roles = data.split(whole, {"x": np.arange(7), "labels": np.arange(7)})
+    test = {"x": np.array([7, 5001, 4999, 5002]), "labels": np.arange(4)}
+    roles = data.split(whole, test)
     training = [set(roles[r]["x"]) for r in ("training", "calibration", "selection")]
     assert set.union(*training) == set(range(5000))
     assert sum(map(len, training)) == 5000
-    assert len(roles["evaluation"]["x"]) == 7
+    assert roles["evaluation"]["x"].tolist() == [5001, 5002]  # those that nobody has seen
+    assert roles["evaluation"]["labels"].tolist() == [1, 3]
 
 
 def test_words_are_numbered_by_frequency_and_padded():

@@ -7,10 +7,11 @@ training data, `evaluation` is the test data and nothing else sees it.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def fashion(part: str) -> tuple[np.ndarray, np.ndarray]:
 def split(
     whole: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], selection: int = SELECTION
 ) -> Roles:
-    """The four roles, from arrays of the training data and of the test data."""
+    """The four roles, from arrays of the training data and of the test data.
+
+    A test sample whose like is in the training data (texts repeat) is left out.
+    """
     n = len(next(iter(whole.values())))
     order = np.random.default_rng(0).permutation(n)
     parts = {
@@ -48,7 +52,16 @@ def split(
         "training": order[CALIBRATION + selection :],
     }
     roles = {role: {k: v[chosen] for k, v in whole.items()} for role, chosen in parts.items()}
-    return {**roles, "evaluation": dict(test)}
+    seen = set(_digests(whole))
+    fresh = np.array([digest not in seen for digest in _digests(test)])
+    return {**roles, "evaluation": {k: v[fresh] for k, v in test.items()}}
+
+
+def _digests(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """One digest a sample, of its inputs."""
+    inputs = [np.ascontiguousarray(array) for name, array in arrays.items() if name != "labels"]
+    for rows in zip(*inputs, strict=True):
+        yield hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest()
 
 
 def fashion_pictures() -> Roles:
