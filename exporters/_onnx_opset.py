@@ -6,6 +6,7 @@ from typing import Any
 
 from exporters._onnx_graph import OPSET, all_nodes, opset_of
 
+PER_CHANNEL = 13  # the first operator set whose Q/DQ take one scale a channel
 QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger",
      "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
@@ -24,22 +25,35 @@ def quantized_ops(model: Any) -> list[str]:
 
 
 def upgrade_opset(model: Any, opset: int = OPSET) -> tuple[Any, list[str]]:
-    """`model` at `opset` or above, checked against the original; else itself, and a note why."""
-    import onnx
+    """`model` at `opset` or above, checked against the original; else itself, and a note why.
 
+    Where that fails for a model below 13, it is brought to 13, which has scales per channel.
+    """
     have = opset_of(model)
     if have >= opset or not have:
         return model, []
+    made, reason = _converted(model, opset)
+    if not reason:
+        return made, [f"operator set raised from {have} to {opset}"]
+    notes = [_kept(have, opset, reason)]
+    if have < PER_CHANNEL < opset:
+        made, again = _converted(model, PER_CHANNEL)
+        if not again:
+            return made, [f"operator set raised from {have} to {PER_CHANNEL} only ({reason})"]
+    return model, notes
+
+
+def _converted(model: Any, opset: int) -> tuple[Any, str]:
+    """The converted model, or why there is none to be trusted."""
+    import onnx
+
     try:
         made = onnx.version_converter.convert_version(model, opset)
         onnx.checker.check_model(made)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        return model, [_kept(have, opset, _first_line(error))]
+        return model, _first_line(error)
     _keep_boundary(model, made)
-    reason = _difference(model, made)
-    if reason:
-        return model, [_kept(have, opset, reason)]
-    return made, [f"operator set raised from {have} to {opset}"]
+    return made, _difference(model, made)
 
 
 def _kept(have: int, opset: int, reason: str) -> str:

@@ -18,9 +18,9 @@ ONNXRUNTIME = QuantScheme(
         {"Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid",
          "HardSigmoid", "LeakyRelu", "Concat"}
     ),
-    passthrough=_MOVING,
+    passthrough=_MOVING | {"Resize"},
     never={
-        "ConvTranspose": "ONNX Runtime has no integer ConvTranspose on CPUs",
+        "ConvTranspose": "ONNX Runtime has no integer ConvTranspose, and this one makes no Conv",
         "Softmax": "8-bit attention weights cost accuracy and save nothing",
         "LayerNormalization": "normalization stays float on purpose",
         "GRU": "ONNX Runtime has no integer GRU; " + _STORE,

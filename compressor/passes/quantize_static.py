@@ -15,7 +15,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})
@@ -27,17 +27,21 @@ class Options:
     """How ranges are found.
 
     Attributes:
-        method: `minmax` clips nothing; `mse` takes the range of least squared error, better where a
-            few outliers stretch it.
+        method: `minmax` clips nothing; `percentile` leaves out 0.01 % of the values at each end;
+            `mse` takes the range of least squared error; `entropy` the one whose distribution
+            diverges least. For OpenVINO these are NNCF's, which has no `entropy` and takes `mse`.
         samples: calibrate on at most this many.
         bias_correction: undo the shift that rounded weights give each layer's mean output. `auto`:
             our own correction for ONNX, none for OpenVINO, where NNCF's cost more than it gave.
+        smooth: SmoothQuant: outlier channels of a transformer's activations lend their range to the
+            weights. `auto` applies it to the products whose rounding noise it lowers.
         exclude: node names (globs) to leave float in this step, beside the recipe's `keep`.
     """
 
-    method: Literal["minmax", "mse"] = "minmax"
+    method: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     samples: int = 300
     bias_correction: Literal["auto", "on", "off"] = "auto"
+    smooth: Literal["auto", "on", "off"] = "auto"
     exclude: tuple[str, ...] = ()
 
 

@@ -1,8 +1,8 @@
 """Ranges of activations, from calibration data that streams through ONNX Runtime.
 
-The model gets extra outputs that reduce each tensor to a few numbers inside the engine, so memory
-stays that of one batch whatever the number of samples. The `mse` method makes a second pass that
-keeps a histogram of fixed size for each tensor.
+The model gets extra outputs that reduce each tensor to a few numbers inside the engine. The methods
+that clip make a second pass for a histogram of fixed size of each tensor, a slice of a batch and,
+where need be, some of the tensors at a time: memory does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.calibration_ranges import BINS, METHODS, Range, histogram
 from exporters._check import onnx_session
 from exporters._onnx_graph import opset_of
 from exporters.base import Samples, batch_range
@@ -21,19 +22,49 @@ from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 
 _BATCH = 16
-_BINS = 2048
-_SHARES = np.linspace(1.0, 0.1, 91)
+_BUDGET = 64 << 20  # bytes of activations that are looked at together
+_WAITING = 64 << 20  # bytes of samples that wait for others of their shape
 _SEPARATOR = "//"
-Range = tuple[float, float]
+_Feeder = Callable[[], Iterator[Feeds]]
+
+__all__ = ["ChannelStatistics", "Range", "Statistics", "batches", "calibrate", "channels"]
 
 
 @dataclass
 class Statistics:
-    """What calibration found: (low, high) of each tensor, and the mean of each channel."""
+    """What calibration found.
+
+    Attributes:
+        ranges: (low, high) of each tensor, after the first method that was asked for.
+        by_method: the same after each of them.
+        means: the mean of each channel.
+        samples: how many were seen.
+        held_bytes: histograms, and the activations that were held at once to fill them.
+    """
 
     ranges: dict[str, Range] = field(default_factory=dict)
+    by_method: dict[str, dict[str, Range]] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
+    held_bytes: int = 0
+
+
+@dataclass
+class ChannelStatistics:
+    """Smallest and largest value and mean square of each channel (the last axis)."""
+
+    low: Any
+    high: Any
+    square: Any
+
+    def joined(self, other: ChannelStatistics, before: int, count: int) -> ChannelStatistics:
+        """Of `before` samples here and the `count` samples in `other`."""
+        share = count / (before + count)
+        return ChannelStatistics(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.square + share * (other.square - self.square),
+        )
 
 
 def batches(
@@ -42,26 +73,63 @@ def batches(
     limit: int,
     bounds: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[Feeds]:
-    """At most `limit` samples as feeds the model takes, within its fixed or bounded batch size."""
+    """At most `limit` samples as feeds the model takes, within its fixed or bounded batch size.
+
+    Samples of different shapes are put together with others of their own shape.
+    """
     low, high = batch_range(inputs, bounds)
-    size = max(low, min(high, 1 if samples.ragged else _BATCH))
+    size = max(low, min(high, _BATCH))
     chosen = list(range(min(limit, len(samples))))
     if not chosen:
         raise UsageError("no calibration samples", where="calibration", fix="hand in about 300")
+    if samples.ragged:
+        yield from (f for f in _bucketed(samples, chosen, size) if _rows(f) >= low)
+        return
     for indices, feeds in samples.batches(size, chosen):
         if len(indices) >= low:
             yield feeds
+
+
+def _rows(feeds: Feeds) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _bucketed(samples: Samples, chosen: Sequence[int], size: int) -> Iterator[Feeds]:
+    waiting: dict[tuple[Any, ...], list[Feeds]] = {}
+    held = 0
+    for i in chosen:
+        feeds = samples.feeds([i])
+        key = tuple((name, array.shape[1:]) for name, array in feeds.items())
+        waiting.setdefault(key, []).append(feeds)
+        held += _bytes(feeds)
+        if len(waiting[key]) < size and held <= _WAITING:
+            continue
+        fullest = max(waiting, key=lambda k: (len(waiting[k]), k == key))
+        bucket = waiting.pop(fullest)
+        held -= sum(map(_bytes, bucket))
+        yield _joined(bucket)
+    yield from map(_joined, waiting.values())
+
+
+def _bytes(feeds: Feeds) -> int:
+    return sum(array.nbytes for array in feeds.values())
+
+
+def _joined(bucket: Sequence[Feeds]) -> Feeds:
+    return {name: np.concatenate([feeds[name] for feeds in bucket]) for name in bucket[0]}
 
 
 def calibrate(
     model: Any,
     tensors: Sequence[str],
     mean_axes: Mapping[str, tuple[int, ...]],
-    data: Callable[[], Iterator[Feeds]],
+    data: _Feeder,
     *,
     method: str = "minmax",
+    methods: Sequence[str] = (),
     threads: int = 1,
     told: Callable[[int], None] | None = None,
+    said: Callable[[str], None] | None = None,
 ) -> Statistics:
     """Run `data` through `model` (an `onnx.ModelProto`, left as it is) and collect statistics.
 
@@ -69,80 +137,142 @@ def calibrate(
         model: what to observe.
         tensors: names of float tensors whose range is wanted.
         mean_axes: tensor → the axes to average over; what is left are its channels.
-        data: gives a fresh iterator of feeds at each call; `mse` asks twice.
-        method: `minmax` (nothing is clipped) or `mse` (the range of least squared error at
-            8 bits, from a histogram of 2048 bins).
+        data: gives a fresh iterator of feeds at each call; all methods but `minmax` ask twice.
+        method: one of `calibration_ranges.METHODS`.
+        methods: several at once, in place of `method`; they share one histogram.
         threads: of the engine.
         told: is called with the number of samples done.
+        said: is told how much memory the histograms will take, before they are filled.
 
     Raises:
         UsageError: an activation is NaN or infinite.
     """
-    found = Statistics()
-    for outputs, count in _stream(_with_taps(model, tensors, mean_axes), data, threads):
-        _merge(found, outputs, count)
+    wanted = tuple(methods) or (method,)
+    clips = bool(tensors) and wanted != ("minmax",)
+    found, sizes = Statistics(), dict[str, int]()
+    taps = _with_taps(model, tensors, mean_axes, sizes=clips)
+    for outputs, count in _stream(taps, data, threads):
+        _merge(found, outputs, count, sizes)
         if told is not None:
             told(found.samples)
     _check_finite(found.ranges)
-    if method == "mse" and found.ranges:
-        found.ranges = _least_squares_ranges(model, found.ranges, data, threads)
+    if clips:
+        counts = _histograms(model, found, sizes, data, threads, said)
+        for name in wanted:
+            shape = METHODS[name]
+            found.by_method[name] = {t: shape(counts[t], *found.ranges[t]) for t in counts}
+    else:
+        found.by_method = {name: dict(found.ranges) for name in wanted}
+    found.ranges = found.by_method[wanted[0]]
     return found
 
 
-def _with_taps(model: Any, tensors: Sequence[str], mean_axes: Mapping[str, tuple[int, ...]]) -> Any:
+def channels(
+    model: Any, tensors: Mapping[str, int], data: _Feeder, threads: int = 1
+) -> dict[str, ChannelStatistics]:
+    """Statistics per channel of `tensors` (name → rank) whose last axis holds the channels."""
     import onnx
 
-    copy = onnx.ModelProto()
+    copy = _copy(model)
+    for name, rank in tensors.items():
+        axes = tuple(range(rank - 1))
+        squared = f"{name}{_SEPARATOR}squared"
+        copy.graph.node.append(onnx.helper.make_node("Mul", [name, name], [squared]))
+        for kind, op, source in (
+            ("low", "ReduceMin", name),
+            ("high", "ReduceMax", name),
+            ("square", "ReduceMean", squared),
+        ):
+            _tap(copy.graph, _reduce(copy, op, source, f"{name}{_SEPARATOR}{kind}", axes))
+    found: dict[str, ChannelStatistics] = {}
+    seen = 0
+    for outputs, count in _stream(copy, data, threads):
+        for name in tensors:
+            values = [outputs[f"{name}{_SEPARATOR}{k}"] for k in ("low", "high", "square")]
+            part = ChannelStatistics(*(value.astype(np.float64) for value in values))
+            found[name] = part if name not in found else found[name].joined(part, seen, count)
+        seen += count
+    _check_finite({n: (s.low.min(), s.high.max()) for n, s in found.items()})
+    return found
+
+
+def _copy(model: Any) -> Any:
+    copy = type(model)()
     copy.CopyFrom(model)
-    for name in tensors:
-        for kind, op in (("min", "ReduceMin"), ("max", "ReduceMax")):
-            node = onnx.helper.make_node(op, [name], [f"{name}{_SEPARATOR}{kind}"], keepdims=0)
-            _tap(copy.graph, node)
-    for name, axes in mean_axes.items():
-        _tap(copy.graph, _mean_node(copy, name, axes))
     return copy
 
 
-def _tap(graph: Any, node: Any) -> None:
+def _with_taps(
+    model: Any, tensors: Sequence[str], mean_axes: Mapping[str, tuple[int, ...]], sizes: bool
+) -> Any:
+    import onnx
+
+    copy = _copy(model)
+    for name in tensors:
+        kinds = [("min", "ReduceMin"), ("max", "ReduceMax")]
+        for kind, op in kinds:
+            node = onnx.helper.make_node(op, [name], [f"{name}{_SEPARATOR}{kind}"], keepdims=0)
+            _tap(copy.graph, node)
+        if sizes:
+            node = onnx.helper.make_node("Size", [name], [f"{name}{_SEPARATOR}size"])
+            _tap(copy.graph, node, onnx.TensorProto.INT64)
+    for name, axes in mean_axes.items():
+        _tap(copy.graph, _reduce(copy, "ReduceMean", name, f"{name}{_SEPARATOR}mean", axes))
+    return copy
+
+
+def _tap(graph: Any, node: Any, kind: int = 1) -> None:
     import onnx
 
     graph.node.append(node)
-    floats = onnx.TensorProto.FLOAT
-    graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], floats, None))
+    graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
 
 
-def _mean_node(model: Any, name: str, axes: tuple[int, ...]) -> Any:
+def _reduce(model: Any, op: str, name: str, made: str, axes: tuple[int, ...]) -> Any:
     import onnx
 
-    made = f"{name}{_SEPARATOR}mean"
     if opset_of(model) < 18:  # the axes were an attribute until then
-        return onnx.helper.make_node("ReduceMean", [name], [made], axes=axes, keepdims=0)
+        return onnx.helper.make_node(op, [name], [made], axes=axes, keepdims=0)
     values = onnx.numpy_helper.from_array(np.asarray(axes, np.int64), made + "/axes")
     model.graph.initializer.append(values)
-    return onnx.helper.make_node("ReduceMean", [name, values.name], [made], keepdims=0)
+    return onnx.helper.make_node(op, [name, values.name], [made], keepdims=0)
 
 
 def _stream(
-    model: Any, data: Callable[[], Iterator[Feeds]], threads: int
+    model: Any, data: _Feeder, threads: int, rows: int = 0
 ) -> Iterator[tuple[dict[str, Any], int]]:
+    """Outputs of each batch, or of each `rows` samples of it, and the number of samples."""
     session = onnx_session(model.SerializeToString(), threads)
     names = [output.name for output in session.get_outputs()]
-    for feeds in data():
-        count = len(next(iter(feeds.values())))
-        values = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-        # The engine's minimum and maximum pass over NaN; the model's own outputs show it.
-        for name in [name for name in names if _SEPARATOR not in name]:
-            _check_output(name, values.pop(name))
-        yield values, count
+    for batch in data():
+        for feeds in _slices(batch, rows):
+            values = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+            # The engine's minimum and maximum pass over NaN; the model's own outputs show it.
+            for name in [name for name in names if _SEPARATOR not in name]:
+                _check_output(name, values.pop(name))
+            yield values, _rows(feeds)
 
 
-def _merge(found: Statistics, outputs: Mapping[str, Any], count: int) -> None:
+def _slices(feeds: Feeds, rows: int) -> Iterator[Feeds]:
+    count = _rows(feeds)
+    if not 0 < rows < count:
+        yield feeds
+        return
+    for start in range(0, count, rows):
+        yield {name: array[start : start + rows] for name, array in feeds.items()}
+
+
+def _merge(
+    found: Statistics, outputs: Mapping[str, Any], count: int, sizes: dict[str, int]
+) -> None:
     share = count / (found.samples + count)
     for key, value in outputs.items():
         name, _, kind = key.rpartition(_SEPARATOR)
         if kind == "mean":
             before = found.means.get(name, 0.0)
             found.means[name] = before + share * (value.astype(np.float64) - before)
+        elif kind == "size":
+            sizes[name] = max(sizes.get(name, 0), -(-int(value) // count))
         else:
             low, high = found.ranges.get(name, (np.inf, -np.inf))
             at = float(value)
@@ -171,47 +301,55 @@ def _check_finite(ranges: Mapping[str, Range]) -> None:
             raise _not_finite(f"activation {name}", f"{low} to {high}")
 
 
-def _least_squares_ranges(
-    model: Any, ranges: Mapping[str, Range], data: Callable[[], Iterator[Feeds]], threads: int
-) -> dict[str, Range]:
-    counts = {name: np.zeros(_BINS) for name in ranges}
-    copy = type(model)()
-    copy.CopyFrom(model)
-    shown = {name: f"{name}{_SEPARATOR}all" for name in ranges}
+def _histograms(
+    model: Any,
+    found: Statistics,
+    sizes: Mapping[str, int],
+    data: _Feeder,
+    threads: int,
+    said: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Counts for each tensor of `sizes` (values a sample), `_BUDGET` bytes of them at a time."""
     import onnx
 
-    for name, out in shown.items():
-        _tap(copy.graph, onnx.helper.make_node("Identity", [name], [out]))
-    for outputs, _ in _stream(copy, data, threads):
+    rows = _rows_at_once(model, sizes)
+    parts = _parts(sizes, rows)
+    held = max(4 * rows * sum(sizes[name] for name in part) for part in parts)
+    found.held_bytes = held + 8 * BINS * len(sizes)
+    if said is not None:
+        passes = f" in {len(parts)} passes" if len(parts) > 1 else ""
+        said(f"calibration holds {found.held_bytes / 1e6:.0f} MB for its histograms{passes}")
+    counts = {name: np.zeros(BINS) for name in sizes}
+    for part in parts:
+        copy = _copy(model)
+        shown = {name: f"{name}{_SEPARATOR}all" for name in part}
         for name, out in shown.items():
-            low, high = ranges[name]
-            if high > low:
-                counts[name] += np.histogram(outputs[out], _BINS, (low, high))[0]
-    return {name: _clip(counts[name], *ranges[name]) for name in ranges}
+            _tap(copy.graph, onnx.helper.make_node("Identity", [name], [out]))
+        for outputs, _ in _stream(copy, data, threads, rows):
+            for name, out in shown.items():
+                counts[name] += histogram(outputs[out], *found.ranges[name])
+    return counts
 
 
-def _clip(counts: Any, low: float, high: float) -> Range:
-    """The part of [low, high] around 0 whose 256 levels leave the least squared error.
-
-    Each end is moved by itself, twice: an outlier on one side must not cost the other its range.
-    """
-    if not counts.any():
-        return low, high
-    centres = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
-    low, high = min(low, 0.0), max(high, 0.0)
-    bottom, top = low, high
-    for _ in range(2):
-        top = min(
-            (share * high for share in _SHARES), key=lambda t: _loss(counts, centres, bottom, t)
-        )
-        bottom = min(
-            (share * low for share in _SHARES), key=lambda b: _loss(counts, centres, b, top)
-        )
-    return bottom, top
+def _rows_at_once(model: Any, sizes: Mapping[str, int]) -> int:
+    """Samples whose activations fit the budget; 0 (the whole batch) where the batch is fixed."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims and dims[0].dim_value:
+            return int(dims[0].dim_value)
+    return int(max(1, min(_BATCH, _BUDGET // (4 * sum(sizes.values()) or 1))))
 
 
-def _loss(counts: Any, centres: Any, bottom: float, top: float) -> float:
-    """Squared error of clipping to [bottom, top] plus that of rounding inside."""
-    clipped = np.clip(centres, bottom, top)
-    rounding = ((top - bottom) / 255) ** 2 / 12
-    return float(counts @ ((centres - clipped) ** 2 + np.where(clipped == centres, rounding, 0.0)))
+def _parts(sizes: Mapping[str, int], rows: int) -> list[list[str]]:
+    """The tensors in groups that fit the budget, or hold one tensor."""
+    parts: list[list[str]] = [[]]
+    room = _BUDGET
+    for name, size in sizes.items():
+        need = 4 * size * rows
+        if parts[-1] and need > room:
+            parts.append([])
+            room = _BUDGET
+        parts[-1].append(name)
+        room -= need
+    return parts

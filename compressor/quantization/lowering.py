@@ -1,7 +1,8 @@
 """Rewrites that give an engine's integer kernels something to work on; the numbers stay the same.
 
-ONNX Runtime has integer Add, Mul and GlobalAveragePool, but no HardSwish and no ReduceMean. Around
-those it would convert to float and back, which makes an 8-bit network slower than the float one.
+ONNX Runtime has integer Conv, Add, Mul and GlobalAveragePool, but no ConvTranspose, HardSwish and
+ReduceMean. Around those it would convert to float and back, which makes an 8-bit network slower
+than the float one.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.lowering_transposed import transposed
 from compressor.quantization.onnx_index import Index, Names
 from compressor.quantization.onnx_weights import attribute
-from exporters._onnx_graph import replace
+from exporters._onnx_graph import drop_dead_weights, replace
 
 
 def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
-    """Rewrite HardSwish and spatial means in place, nodes in `kept` apart; returns their names."""
+    """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names."""
     names, nodes, done = Names(model.graph), [], []
     for node in model.graph.node:
         made = None if node.name in kept else _lowered(node, graph, names, model.graph)
@@ -25,6 +27,7 @@ def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
             done.append(node.name)
     if done:
         replace(model.graph.node, nodes)
+        drop_dead_weights(model.graph)
     return done
 
 
@@ -33,6 +36,8 @@ def _lowered(node: Any, graph: Index, names: Names, onto: Any) -> list[Any] | No
         return _hard_swish(node, names)
     if node.op_type == "ReduceMean" and _is_spatial_mean(node, graph):
         return _mean(node, names, onto)
+    if node.op_type == "ConvTranspose":
+        return transposed(node, graph, names, onto)
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from compressor.quantization import smooth
 from compressor.quantization.calibration import batches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
@@ -76,7 +77,9 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         lambda: batches(samples, source.inputs, options.samples),
         method=options.method,
         bias_correction=options.bias_correction != "off",
+        smoothing=options.smooth != "off",
         threads=env.context.threads,
+        said=lambda text: env.progress(0.5, text),
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )
     path = env.work / source.entry
@@ -123,6 +126,7 @@ def _facts(
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
             "samples": made.statistics.samples,
+            "held_bytes": made.statistics.held_bytes,
             "weights": "int8 per channel" if scheme.weight_per_channel else "int8 per tensor",
             "activations": "int8" if scheme.activation_signed else "uint8",
             "reduce_range": scheme.reduce_range,
@@ -143,6 +147,10 @@ def requested(made: Quantized) -> list[dict[str, str]]:
 
 
 def _notes(made: Quantized) -> list[str]:
+    return [*smooth.note(made.smoothed), *_left_float(made)]
+
+
+def _left_float(made: Quantized) -> list[str]:
     weighted = [
         n
         for n in made.plan.reasons

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from compressor.quantization.calibration import Statistics, calibrate
+from compressor.quantization import smooth
+from compressor.quantization.calibration import Statistics, calibrate, channels
 from compressor.quantization.keep import Named, kept
 from compressor.quantization.lowering import lower
 from compressor.quantization.onnx_index import Index, Names, index
@@ -17,6 +19,8 @@ from compressor.quantization.placement import Placement, place
 from compressor.quantization.qdq import write_qdq
 from exporters.base import Keep, QuantScheme
 from runtimes.base import Feeds
+
+SMOOTHING_BATCHES = 8  # the largest values of a channel show early, and only their ratios count
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Quantized:
     plan: Placement
     statistics: Statistics
     ops: Mapping[str, str]
+    smoothed: Sequence[smooth.Smoothed] = ()
 
 
 def named_nodes(model: Any) -> list[Named]:
@@ -56,22 +61,47 @@ def quantize(
     *,
     method: str = "minmax",
     bias_correction: bool = True,
+    smoothing: bool = True,
     threads: int = 1,
     told: Callable[[int], None] | None = None,
+    said: Callable[[str], None] | None = None,
 ) -> Quantized:
     """`model` (left as it is) with Q/DQ pairs and 8-bit weights, after `scheme`."""
     copy, graph, plan = planned(model, scheme, keep)
+    smoothed = smooth_outliers(copy, graph, plan, scheme, data, threads) if smoothing else []
+    if smoothed:
+        graph = index(copy)
+        plan = place(graph, scheme, kept(named_nodes(copy), keep))
     ops = {node.name: node.op_type for node in copy.graph.node}
     wanted = [
         root for root in dict.fromkeys(plan.roots.values()) if root not in _fixed(graph, plan)
     ]
     axes = mean_axes(graph, plan.weights) if bias_correction else {}
-    found = calibrate(copy, wanted, axes, data, method=method, threads=threads, told=told)
+    found = calibrate(
+        copy, wanted, axes, data, method=method, threads=threads, told=told, said=said
+    )
     if bias_correction:
         errors = rounding_errors(graph, plan.weights, scheme)
         correct_biases(copy, graph, errors, found.means)
     write_qdq(copy, graph, plan, found.ranges, scheme)
-    return Quantized(copy, plan, found, ops)
+    return Quantized(copy, plan, found, ops, smoothed)
+
+
+def smooth_outliers(
+    model: Any,
+    graph: Index,
+    plan: Placement,
+    scheme: QuantScheme,
+    data: Callable[[], Iterator[Feeds]],
+    threads: int = 1,
+) -> list[smooth.Smoothed]:
+    """SmoothQuant in place, from the first few batches; returns what was changed."""
+    tensors = {name: graph.ranks[name] for name in smooth.groups(graph, plan)}
+    if not tensors:
+        return []
+    few = lambda: islice(data(), SMOOTHING_BATCHES)  # noqa: E731
+    seen = channels(model, tensors, few, threads)
+    return smooth.smooth(model, graph, plan, seen, 63 if scheme.reduce_range else 127)
 
 
 def _fixed(graph: Index, plan: Placement) -> set[str]:

@@ -69,6 +69,8 @@ def _why_float(
         return scheme.never[op]
     if op in WEIGHTED and op in scheme.ops:
         return _why_weight_float(graph, kept, node)
+    if op == "Resize" and attribute(node, "mode", b"nearest") != b"nearest":
+        return "interpolation is no faster in integers"
     if op in scheme.passthrough:
         return "" if node.input[0] in made.roots else "its input is float"
     if op not in scheme.ops:

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compressor.quantization import calibration
 from compressor.quantization.calibration import batches, calibrate
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
@@ -46,6 +47,59 @@ def test_least_squares_clip_outliers():
     low, high = calibrate(square(), ["x"], {}, stream(x, 5000), method="mse").ranges["x"]
     assert high < 25
     assert low < -2
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_other_methods_clip_outliers_too(method):
+    x = np.tile(X, (2000, 1, 1))
+    x[0, 0, 0] = 30.0
+    low, high = calibrate(square(), ["x"], {}, stream(x, 5000), method=method).ranges["x"]
+    assert 1.5 < high < 15
+    assert -15 < low < -1.5
+
+
+def test_methods_share_their_passes_and_say_what_they_hold():
+    said: list[str] = []
+    methods = ["minmax", "percentile", "mse", "entropy"]
+    found = calibrate(square(), ["x", "y"], {}, stream(), methods=methods, said=said.append)
+    assert list(found.by_method) == methods
+    assert found.ranges == found.by_method["minmax"]
+    alone = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
+    assert alone.ranges == found.by_method["mse"]
+    assert "calibration holds" in said[0]
+    assert found.held_bytes < 1e6
+
+
+def test_histograms_are_the_same_a_slice_at_a_time(monkeypatch):
+    whole = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
+    monkeypatch.setattr(calibration, "_BUDGET", 3 * 4 * 4)  # one sample of one tensor
+    parts = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
+    assert parts.ranges == whole.ranges
+    assert parts.held_bytes < whole.held_bytes
+
+
+class Ragged(ArraySamples):
+    ragged = True
+
+    def feeds(self, indices):
+        (index,) = indices
+        return {"x": self.arrays["x"][index : index + 1, :, : 2 + index % 3]}
+
+
+def test_samples_of_one_shape_share_a_batch():
+    free = [TensorSpec("x", "float32", ("n", 3, "time"))]
+    found = list(batches(Ragged({"x": X}), free, 40))
+    assert [f["x"].shape[2] for f in found].count(2) == 1
+    assert sum(len(f["x"]) for f in found) == 40
+    assert sorted(len(f["x"]) for f in found) == [13, 13, 14]
+
+
+def test_samples_that_wait_take_bounded_memory(monkeypatch):
+    monkeypatch.setattr(calibration, "_WAITING", 100)
+    free = [TensorSpec("x", "float32", ("n", 3, "time"))]
+    found = list(batches(Ragged({"x": X}), free, 40))
+    assert sum(len(f["x"]) for f in found) == 40
+    assert max(f["x"].nbytes for f in found) < 200
 
 
 def test_nan_is_named():
