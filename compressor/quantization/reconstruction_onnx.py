@@ -24,7 +24,7 @@ from compressor.quantization.reconstruction_rows import (
 )
 from compressor.quantization.reconstruction_taps import LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
-from exporters._check import onnx_session
+from compressor.quantization.tapped import tapped_session
 from exporters.base import Env
 from runtimes.base import Feeds
 from runtimes.types import Artifact
@@ -82,31 +82,18 @@ def _open(
     """The model, its outputs replaced by the named tensors or their shapes, ready to run."""
     import onnx
 
-    nodes = [n for n in model.graph.node if n.op_type in _STATES and _states_of(n) in names]
-    nameless = [node for node in nodes if not node.output[0]]
-    kept = [type(value).FromString(value.SerializeToString()) for value in model.graph.output]
-    count = len(model.graph.node)
-    # The model itself serves for a moment: a copy would hold all weights once more.
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type in _STATES and not node.output[0] and _states_of(node) in names:
+            nodes.append(type(node).FromString(node.SerializeToString()))
+            nodes[-1].output[0] = _states_of(node)
     outputs = []
-    for node in nameless:
-        node.output[0] = _states_of(node)
     for name in names:
         kind = onnx.TensorProto.INT64 if shapes else onnx.TensorProto.FLOAT
         shown = f"{name}//tap"
-        op = onnx.helper.make_node("Shape" if shapes else "Identity", [name], [shown])
-        model.graph.node.append(op)
+        nodes.append(onnx.helper.make_node("Shape" if shapes else "Identity", [name], [shown]))
         outputs.append(onnx.helper.make_tensor_value_info(shown, kind, None))
-    try:
-        del model.graph.output[:]
-        model.graph.output.extend(outputs)
-        content = model.SerializeToString()
-    finally:
-        del model.graph.output[:]
-        model.graph.output.extend(kept)
-        del model.graph.node[count:]
-        for node in nameless:
-            node.output[0] = ""
-    session = onnx_session(content, threads)
+    session = tapped_session(model, nodes, outputs, threads)
     made = [output.name for output in session.get_outputs()]
     return lambda feeds: list(session.run(made, dict(feeds)))
 

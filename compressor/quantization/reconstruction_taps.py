@@ -17,7 +17,7 @@ import numpy as np
 from compressor.quantization.reconstruction_rows import Gram
 from runtimes.base import Feeds
 
-LIMIT_BYTES = 512 << 20
+LIMIT_BYTES = 384 << 20
 # A wider layer's matrix (8·columns² bytes) and factor would not pay for themselves.
 MOST_COLUMNS = 8192
 ROWS = 4096
