@@ -24,7 +24,7 @@ Reals = NDArray[Any]  # float64, or float32 for large matrices
 Ints = NDArray[np.int8]
 
 _COLUMNS = 64  # rounded before the rest of the matrix hears of it
-_CHUNK = 1 << 22  # values solved at a time: about 300 MB with everything derived from them
+_CHUNK = 1 << 21  # values solved at a time: 200 MB with everything derived from them
 _CLIPS = np.linspace(0.4, 1.0, 25)
 # Shares of the scale that is best for nearest rounding; each gets a full solution, and each row
 # keeps its best: 1 dB over one scale alone at 4 bits.
@@ -69,18 +69,18 @@ def reconstruct(
         [channels, columns/block].
     """
     moved = np.moveaxis(weight, axis, 0)
-    rows = moved.reshape(len(moved), -1).astype(np.float64)
+    rows = moved.reshape(len(moved), -1)
     size = rows.shape[1] if block is None else block
     if rows.shape[1] % size:
         raise ValueError(f"{rows.shape[1]} columns do not divide into blocks of {size}")
     grams = _damped(gram, rows.shape[1], damping)
     groups = len(grams)
-    parts = np.ascontiguousarray(rows.reshape(groups, -1, rows.shape[1]).transpose(0, 2, 1))
-    given = None if scale is None else _grouped(scale, groups)
-    integers, scales = _in_chunks(parts, grams, bits, size, given, 0 if gram is None else sweeps)
-    flat = integers.transpose(0, 2, 1).reshape(moved.shape)
-    made = np.ascontiguousarray(np.moveaxis(flat, 0, axis)).astype(np.int8)
-    found = scales.transpose(0, 2, 1).reshape(len(moved), -1).astype(np.float32)
+    parts = rows.reshape(groups, -1, rows.shape[1])
+    given = None if scale is None else scale.reshape(groups, parts.shape[1], -1)
+    solver = _Solver(grams, bits, size, 0 if gram is None else sweeps)
+    integers, scales = _in_chunks(parts, solver, given)
+    made = np.ascontiguousarray(np.moveaxis(integers.reshape(moved.shape), 0, axis))
+    found = scales.reshape(len(moved), -1)
     return made, np.ascontiguousarray(found[:, 0] if block is None else found)
 
 
@@ -98,21 +98,24 @@ def damage(
 
     Without a Gram matrix, that of the weights themselves.
     """
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
-    whole = np.moveaxis(integers, axis, 0).reshape(rows.shape).astype(np.float64)
-    spread = np.repeat(scale, block, axis=1) if block else scale[:, None]
-    error = rows - whole * spread
-    if gram is None:
-        noise, power = float((error**2).sum()), float((rows**2).sum())
-    else:
-        noise, power = _energy(error, gram), _energy(rows, gram)
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    whole = np.moveaxis(integers, axis, 0).reshape(rows.shape)
+    grams = [None] if gram is None else gram if gram.ndim == 3 else gram[None]
+    count = len(rows) // len(grams)
+    width = max(1, _CHUNK // rows.shape[1])
+    noise = power = 0.0
+    for group, matrix in enumerate(grams):
+        for start in range(group * count, (group + 1) * count, width):
+            cut = slice(start, min(start + width, (group + 1) * count))
+            values = rows[cut].astype(np.float64)
+            spread = np.repeat(scale[cut], block, axis=1) if block else scale[cut, None]
+            noise += _energy(values - whole[cut] * spread, matrix)
+            power += _energy(values, matrix)
     return max(0.0, noise / power) if power > 0 else 0.0
 
 
-def _energy(rows: Reals, gram: Any) -> float:
-    grams = gram if gram.ndim == 3 else gram[None]
-    parts = rows.reshape(len(grams), -1, rows.shape[1])
-    return float(sum(((p @ h) * p).sum() for p, h in zip(parts, grams, strict=True)))
+def _energy(rows: Reals, gram: Any | None) -> float:
+    return float((rows**2).sum() if gram is None else ((rows @ gram) * rows).sum())
 
 
 def _damped(gram: Any | None, columns: int, damping: float) -> Reals:
@@ -126,30 +129,26 @@ def _damped(gram: Any | None, columns: int, damping: float) -> Reals:
     return grams
 
 
-def _grouped(scale: Floats, groups: int) -> Reals:
-    """Scales [groups, blocks, rows]."""
-    by_row = scale.reshape(len(scale), -1).astype(np.float64)
-    return by_row.reshape(groups, -1, by_row.shape[1]).transpose(0, 2, 1)
-
-
-def _in_chunks(
-    parts: Reals, grams: Reals, bits: int, size: int, given: Reals | None, sweeps: int
-) -> tuple[Reals, Reals]:
-    groups, columns, rows = parts.shape
+def _in_chunks(parts: Floats, solver: _Solver, given: Floats | None) -> tuple[Ints, Floats]:
+    """Integers and scales, [groups, rows, …], of weights [groups, rows, columns]."""
+    groups, rows, columns = parts.shape
     width = max(1, _CHUNK // (groups * columns))
     integers = np.empty(parts.shape, np.int8)
-    scales = np.empty((groups, columns // size, rows))
-    solver = _Solver(grams, bits, size, sweeps)
+    scales = np.empty((groups, rows, columns // solver.size), np.float32)
     kind: type[Any] = np.float64
     if solver.known and groups * columns**2 * rows > _LARGE:
         solver.make_cheap()
         kind = np.float32
     for start in range(0, rows, width):
-        chunk = slice(start, start + width)
-        fixed = None if given is None else given[:, :, chunk].astype(kind)
-        taken = parts[:, :, chunk].astype(kind)
-        integers[:, :, chunk], scales[:, :, chunk] = solver.solve(taken, fixed)
+        cut = slice(start, start + width)
+        fixed = None if given is None else _turned(given[:, cut], kind)
+        whole, found = solver.solve(_turned(parts[:, cut], kind), fixed)
+        integers[:, cut], scales[:, cut] = whole.transpose(0, 2, 1), found.transpose(0, 2, 1)
     return integers, scales
+
+
+def _turned(values: Any, kind: type[Any]) -> Reals:
+    return np.ascontiguousarray(values.transpose(0, 2, 1), dtype=kind)
 
 
 class _Solver:
