@@ -14,6 +14,7 @@ from compressor.opening import Opened, open_all, open_model, source_spec, typica
 from compressor.plan import Plan, PlannedTarget, make_plan
 from compressor.recipe import Recipe
 from compressor.result import Damage, Divergence
+from compressor.stateful import Steps
 from compressor.store import Store
 from exporters.base import Context, Trial
 from runtimes.errors import UsageError
@@ -93,6 +94,9 @@ def _opened(recipe: Recipe, base: Path, store: Store, progress: Progress) -> tup
         _no_trial,
         records=[opened.record],
     )
+    for samples in data.values():
+        if isinstance(samples, Steps):  # later steps read the state that the original gives
+            samples.original = engine.advance(source, plan.reference, "original")
     return engine, plan
 
 
@@ -170,9 +174,10 @@ def told(name: str, made: Damage, gap: Divergence | None, *, everything: bool) -
 def _legend(made: Damage) -> list[str]:
     from compressor.report.damage import WORDS
 
+    known = " measured" if made.measured < made.groups else ""
     return [
         "  alone: SQNR of the outputs if only this layer changes (higher is better);",
-        f"  of the damage: its share of the sum over all layers in {WORDS[made.precision]}",
+        f"  of the damage: its share of the sum over all layers{known} in {WORDS[made.precision]}",
     ]
 
 

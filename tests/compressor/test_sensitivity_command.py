@@ -16,6 +16,7 @@ from compressor.record import load_record
 from compressor.report import html, markdown, terminal
 from compressor.result import Candidate, LayerRow
 from tests import models
+from tests.compressor.test_stateful import layered, sequences
 
 BOTH = ("onnxruntime", "openvino")
 
@@ -156,3 +157,16 @@ def test_a_passing_run_measures_no_damage(folder: Path) -> None:
     assert run("onnxruntime", ["accuracy_drop<=20%", "speedup>=0.01"]) == 0
     record = load_record(folder / "out")
     assert all(c.damage is None for t in record.targets for c in t.candidates)
+
+
+def test_steps_of_sequences_carry_the_originals_state(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.save(layered(), folder / "steps.onnx")
+    np.savez("sequences.npz", frame=sequences(8, 25))
+    state = ["--state", "h_in=h_out", "--state", "c_in=c_out"]
+    flags = ["--target", "onnxruntime", "--calibration", "sequences.npz", "--precision", "w4", "-q"]
+    assert main(["sensitivity", "steps.onnx", *flags, *state, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["onnxruntime"]["damage"]
+    assert [row["op"] for row in found["rows"]].count("LSTM") == 2
+    assert found["all_db"] > 5
