@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from compressor.quantization.blas import one_blas_thread
 from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
@@ -68,6 +69,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return onnx_dynamic.refusals(source, options, context)
 
 
+@one_blas_thread()
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Put the kernels in; raises `Unsupported` with a reason per layer where none could be."""
     from compressor.quantization import onnx_dynamic

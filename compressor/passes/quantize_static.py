@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from compressor.quantization.blas import one_blas_thread
 from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
@@ -67,6 +68,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return onnx_pass.static_refusals(source, options.exclude, context)
 
 
+@one_blas_thread()
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Quantize; raises `Unsupported` with a reason per node where nothing could be."""
     found = refusals(source, options, env.context)

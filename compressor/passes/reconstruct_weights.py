@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal
 
 from compressor.quantization import storage
+from compressor.quantization.blas import one_blas_thread
 from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
@@ -68,6 +69,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return storage.refusals(source, options, context)
 
 
+@one_blas_thread()
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Store the weights; raises `Unsupported` where there are none, or nothing shrank."""
     found = refusals(source, options, env.context)
