@@ -10,6 +10,9 @@ Why not NNCF's, torchao's or torch's own fake quantization: they place their rou
 their own, which an export has to translate, and know nothing of 4-bit storage under INT8 kernels;
 torch's is on its way out (torch.ao.quantization moves to torchao). The graph of an ONNX file also
 trains where there is no torch module.
+
+In a target's list: `[to_onnxruntime, train_quantized]`, or after steps that quantize; for OpenVINO
+`[train_quantized, to_openvino: {container: onnx}]`, since an IR would hold 4-bit weights in 8.
 """
 
 from __future__ import annotations
