@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compressor.quantization.calibration import batches
 from compressor.quantization.mixed import (
     INTEGER,
     Assignment,
@@ -29,7 +28,7 @@ from compressor.quantization.sensitivity import (
     measure,
 )
 from compressor.quantization.substeps import run_steps
-from exporters.base import Env, Trial
+from exporters.base import Env, Trial, batch_range
 from runtimes.base import LayerPrecision, load_runtime
 from runtimes.errors import CompressError, Unsupported
 from runtimes.types import Artifact
@@ -329,24 +328,25 @@ def speedup(float_model: Artifact, candidate: Artifact, env: Env) -> float:
     from compressor.bench import BenchPlan, Variant, bench
 
     engine = _ENGINES[candidate.format]
-    feeds = {1: [_one(float_model, env)]}
+    batch, feeds = _least_batch(float_model, env)
     variants = [
         Variant(n, a, engine, env.context.device)
         for n, a in (("float", float_model), ("candidate", candidate))
     ]
-    found = bench(variants, feeds, BenchPlan(effort="quick", seed=env.context.seed))
-    return float(found.timing("candidate", 1, "float").speedup or 0.0)
+    plan = BenchPlan(effort="quick", batches=(batch,), seed=env.context.seed)
+    found = bench(variants, {batch: [feeds]}, plan)
+    return float(found.timing("candidate", batch, "float").speedup or 0.0)
 
 
-def _one(artifact: Artifact, env: Env) -> Any:
-    bounds = artifact.facts.get("bounds")
-    first = next(batches(env.data["calibration"], artifact.inputs, 1, bounds))
-    return {name: array[:1] for name, array in first.items()}
+def _least_batch(artifact: Artifact, env: Env) -> tuple[int, Any]:
+    """The smallest batch that the artifact takes, and the first calibration samples in one."""
+    low, _ = batch_range(artifact.inputs, artifact.facts.get("bounds"))
+    return low, env.data["calibration"].feeds(list(range(low)))
 
 
 def profile(artifact: Artifact, env: Env) -> list[LayerPrecision]:
     """Per layer, what the engine says it took."""
     engine: Any = load_runtime(_ENGINES[artifact.format])
-    feeds = _one(artifact, env)
+    _, feeds = _least_batch(artifact, env)
     found: list[LayerPrecision] = engine.layer_precisions(artifact, feeds=feeds, threads=1)
     return found
