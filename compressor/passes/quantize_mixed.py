@@ -115,6 +115,15 @@ def _notes(assign: Mapping[str, str]) -> list[str]:
     return ["mixed precision over groups of layers: " + ", ".join(parts)]
 
 
+def _explained(row: Mapping[str, str], env: Env) -> dict[str, str]:
+    """A row of `requested` whose layer the search left float, and not the user."""
+    reason = row.get("reason", "")
+    pattern = reason.removeprefix("keep.float ")
+    if reason.startswith("keep.float ") and pattern not in env.context.keep.float:
+        return {**row, "reason": "mixed precision keeps it float: see `mixed` in its facts"}
+    return dict(row)
+
+
 def _write(
     made: Artifact,
     env: Env,
@@ -127,7 +136,12 @@ def _write(
         target = env.work / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made.root / name, target)
-    facts = {**made.facts, "mixed": found, "notes": [*made.facts.get("notes", []), *notes]}
+    facts = {
+        **made.facts,
+        "requested": [_explained(row, env) for row in made.facts.get("requested", [])],
+        "mixed": found,
+        "notes": [*made.facts.get("notes", []), *notes],
+    }
     if timed:
         facts["not_reproducible"] = "quantize_mixed chose by measured times"
     return Artifact.write(env.work, made.format, made.entry, made.inputs, made.outputs, facts)

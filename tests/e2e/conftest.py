@@ -78,7 +78,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session")
 def finished(bench: Bench) -> dict[str, Any]:
-    """The record of a finished run in `out`, with a gate that INT8 can pass."""
-    done = bench.compress(*run_flags("out", "--max-drop", "0.05"))
+    """The record of a finished run in `out`, with a gate that the first candidate can pass.
+
+    The next one is a search that chooses by measured times, which do not repeat.
+    """
+    done = bench.compress(*run_flags("out", "--max-drop", "0.2"))
     assert done.returncode == 0, done.stdout + done.stderr
     return bench.record("out")
