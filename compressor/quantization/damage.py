@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from compressor.quantization.keep import exactly
 from compressor.quantization.sensitivity import (
     FLOAT,
     Budget,
@@ -18,6 +19,7 @@ from compressor.quantization.sensitivity import (
     Outputs,
     Sensitivity,
     Workbench,
+    group_times,
     measure,
     noise_share,
 )
@@ -69,7 +71,7 @@ def damage(
     if more := [option for option in also if option != precision]:
         beside = measure(bench, limited, options=more, told=told)
         table = replace(table, rows=(*table.rows, *beside.rows))
-    times = _times(bench.groups, profile)
+    times = group_times(bench.groups, profile)
     known = {g.name: _noise(table, g, precision) for g in bench.groups}
     noise = {name: value for name, value in known.items() if value is not None}
     ranked = sorted(bench.groups, key=lambda g: -noise.get(g.name, -1.0))
@@ -125,11 +127,6 @@ def decibels(noise: float) -> float:
     return round(min(_MOST_DB, max(-_MOST_DB, -10 * math.log10(max(noise, limit)))), 2)
 
 
-def pattern(name: str) -> str:
-    """`name` as a keep pattern that matches nothing else."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def _noise(table: Sensitivity, group: Group, precision: str) -> float | None:
     """A group's noise share in a precision; None where it was not measured."""
     option = becomes(group, precision)
@@ -153,17 +150,6 @@ def _decibels_by_option(table: Sensitivity, group: Group) -> dict[str, float]:
 def _shown(group: Group, precision: str, also: Sequence[str]) -> list[str]:
     wanted = dict.fromkeys([becomes(group, precision), *also])
     return [o for o in wanted if o in group.options and o != FLOAT]
-
-
-def _times(groups: Sequence[Group], profile: Sequence[LayerPrecision]) -> dict[str, int]:
-    """Group → nanoseconds of its layers, as far as the profile names them."""
-    owner = {layer: g.name for g in groups for layer in g.layers}
-    found: dict[str, int] = {}
-    for layer in profile:
-        group = next((owner[n] for n in (layer.layer, *layer.layers) if n in owner), None)
-        if group is not None and layer.time_ns is not None:
-            found[group] = found.get(group, 0) + layer.time_ns
-    return found
 
 
 def _with_kept(
@@ -200,7 +186,7 @@ def _with_kept(
         - bench.size_bytes(groups[n], becomes(groups[n], found.precision))
         for n in kept
     )
-    patterns = [pattern(layer) for name in kept for layer in groups[name].layers]
+    patterns = [exactly(layer) for name in kept for layer in groups[name].layers]
     return replace(found, keep=list(dict.fromkeys(patterns)), kept_db=after, keep_bytes=more)
 
 

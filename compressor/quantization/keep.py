@@ -50,6 +50,11 @@ def names_of(node: Named) -> list[str]:
     return [name for name in (node.name, *node.aliases, *layers) if name]
 
 
+def exactly(name: str) -> str:
+    """`name` as a keep pattern that matches nothing else."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
 def _nothing(pattern: str, names: Sequence[str], what: str) -> UsageError:
     bare = pattern.replace("*", "")
     near = difflib.get_close_matches(bare, names, n=3, cutoff=0.5)

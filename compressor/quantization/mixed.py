@@ -16,10 +16,9 @@ import numpy as np
 from compressor.quantization.sensitivity import FLOAT, Group, Sensitivity
 
 Assignment = dict[str, str]
-INTEGER = frozenset({"int8", "int8-w4"})
 _SECONDS = 10.0  # of the solver
 # A combined option's damage is the sum of its parts: noise adds up to first order.
-_PARTS = {"int8-w4": ("int8", "w4"), "half": ()}
+_PARTS = {"int8-w4": ("int8", "w4")}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from compressor.quantization.keep import exactly
 from compressor.quantization.mixed import (
-    INTEGER,
     Assignment,
     Cell,
     Limits,
@@ -20,11 +20,13 @@ from compressor.quantization.mixed import (
 )
 from compressor.quantization.sensitivity import (
     FLOAT,
+    INTEGER,
     OPTIONS,
     Budget,
     Group,
     Sensitivity,
     Workbench,
+    group_times,
     measure,
 )
 from compressor.quantization.substeps import run_steps
@@ -51,14 +53,12 @@ class Found:
         artifact: the real artifact, as it would ship.
         trial: its score on selection data.
         damage: what the table predicted.
-        speedup: over the float model at the device's default precision; None: not timed.
     """
 
     assign: Assignment
     artifact: Artifact
     trial: Trial
     damage: float
-    speedup: float | None = None
 
 
 @dataclass
@@ -178,14 +178,7 @@ class Search:
             if known.assign == assign:
                 return known
         try:
-            artifact = build(
-                self.source,
-                self.bench.groups,
-                assign,
-                self.env,
-                f"try{len(self.tried)}",
-                self.options,
-            )
+            artifact = self._build(assign, f"try{len(self.tried)}")
         except CompressError as error:
             self.failed.append(error.what)
             return None
@@ -220,9 +213,7 @@ class Search:
             if "int8" not in whole.values():
                 break
             try:
-                made = build(
-                    self.source, self.bench.groups, whole, self.env, f"whole{attempt}", self.options
-                )
+                made = self._build(whole, f"whole{attempt}")
             except CompressError as error:
                 self.failed.append(error.what)
                 break
@@ -249,30 +240,19 @@ class Search:
         assert self.table is not None
         total = sum(layer.time_ns or 0 for layer in before) or 1
         groups = [g for g in self.table.groups if "int8" in g.options]
-        slow, fast = _by_group(before, groups), _by_group(after, groups)
+        slow, fast = group_times(groups, before), group_times(groups, after)
         overhead = sum(x.time_ns or 0 for x in after if _converts(x)) / (len(groups) or 1)
         found: dict[tuple[str, str], float] = {}
         for group in groups:
             for option in group.options:
-                time = fast[group.name] + overhead if option in INTEGER else slow[group.name]
+                integer = fast.get(group.name, 0) + overhead
+                time = integer if option in INTEGER else slow.get(group.name, 0)
                 found[group.name, option] = time / total
         return found
 
 
 def _stored(options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(o for o in options if o not in INTEGER)
-
-
-def _by_group(layers: list[LayerPrecision], groups: list[Group]) -> dict[str, float]:
-    """Group → nanoseconds of its layers, as far as the profile names them."""
-    owner = {layer: g.name for g in groups for layer in g.layers}
-    found = dict.fromkeys((g.name for g in groups), 0.0)
-    for layer in layers:
-        names = [n.removesuffix("/WithoutBiases") for n in (layer.layer, *layer.layers)]
-        group = next((owner[n] for n in names if n in owner), None)
-        if group is not None:
-            found[group] += layer.time_ns or 0
-    return found
 
 
 def _converts(layer: LayerPrecision) -> bool:
@@ -297,7 +277,7 @@ def build(
     integers = [g for g in groups if assign.get(g.name, FLOAT) in INTEGER]
     specs: list[tuple[str, Mapping[str, Any]]] = []
     if integers:
-        exclude = tuple(_escaped(layer) for layer in floats)
+        exclude = tuple(exactly(layer) for layer in floats)
         specs.append(("quantize_static", {"method": options.method, "exclude": exclude}))
     recurrent = {
         layer: assign[g.name] for g in groups if g.op == "LSTM" for layer in g.layers
@@ -308,7 +288,7 @@ def build(
             layer for g in groups if g.op == "LSTM" for layer in g.layers if layer not in recurrent
         ]
         store = 4 if "w4" in recurrent.values() else 8
-        more = {"ops": ("LSTM",), "exclude": tuple(map(_escaped, stay)), "store": store}
+        more = {"ops": ("LSTM",), "exclude": tuple(map(exactly, stay)), "store": store}
         specs.append(("quantize_dynamic", more))
     stored = [g for g in groups if "w8" in g.options]
     bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in stored for layer in g.layers}
@@ -316,11 +296,6 @@ def build(
     if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
         specs.append(("reconstruct_weights", {"assign": {**dict.fromkeys(bits, 32), **left}}))
     return run_steps(source, specs, env, name)
-
-
-def _escaped(name: str) -> str:
-    """`name` as a glob that matches nothing else."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def speedup(float_model: Artifact, candidate: Artifact, env: Env) -> float:

@@ -16,10 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtimes.base import LayerPrecision
+
 FLOAT = "float"
 # From the most to the least precise: what a group of layers may become.
 OPTIONS = (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
 STORED = (FLOAT, "half", "w8", "w4")  # those that compute in float
+INTEGER = frozenset({"int8", "int8-w4"})  # those that compute in integers
+FOUR = frozenset({"w4", "int8-w4"})  # those whose weights have 4 bits
 
 Outputs = Sequence[Mapping[str, Any]]
 
@@ -151,6 +155,17 @@ def _share(got: Any, want: Any) -> float:
     if not np.isfinite(error).all():
         return float("inf")
     return float((error / (spread + floor)).mean())
+
+
+def group_times(groups: Sequence[Group], profile: Sequence[LayerPrecision]) -> dict[str, int]:
+    """Group → nanoseconds of its layers, as far as the profile names them."""
+    owner = {layer: g.name for g in groups for layer in g.layers}
+    found: dict[str, int] = {}
+    for layer in profile:
+        group = next((owner[n] for n in (layer.layer, *layer.layers) if n in owner), None)
+        if group is not None and layer.time_ns is not None:
+            found[group] = found.get(group, 0) + layer.time_ns
+    return found
 
 
 @dataclass

@@ -27,7 +27,15 @@ from compressor.quantization.onnx_weights import (
 )
 from compressor.quantization.placement import Placement
 from compressor.quantization.qdq import Grid, grid
-from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Group, Outputs
+from compressor.quantization.sensitivity import (
+    FLOAT,
+    FOUR,
+    INTEGER,
+    OPTIONS,
+    STORED,
+    Group,
+    Outputs,
+)
 from exporters._check import onnx_session, run_onnx
 from exporters._onnx_graph import load_model, replace
 from exporters.base import Env, QuantScheme
@@ -35,8 +43,6 @@ from runtimes.types import Artifact
 
 T = TypeVar("T")
 LEAST = 256  # smaller weights are not stored in fewer bits
-_INTEGER = frozenset({"int8", "int8-w4"})
-_FOUR = frozenset({"w4", "int8-w4"})
 
 
 class OnnxBench:
@@ -86,7 +92,7 @@ class OnnxBench:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
         if self._session is None:
             self._instrument()
-        integer = {g for g, option in assign.items() if option in _INTEGER}
+        integer = {g for g, option in assign.items() if option in INTEGER}
         values: dict[str, Any] = {}
         for tensor, weight in self.weights.items():
             option = assign.get(self._group_of[tensor], FLOAT)
@@ -111,7 +117,7 @@ class OnnxBench:
         return found
 
     def _values(self, weight: Weight, option: str) -> Any:
-        if option in _FOUR:
+        if option in FOUR:
             return dequantize(*quantize_int4(weight.values, weight.axis), weight.axis)
         if option in {"w8", "int8"}:
             limit = 63 if self.scheme.reduce_range and option == "int8" else 127
@@ -164,7 +170,7 @@ def members(group_of: Mapping[str, str], weights: Mapping[str, T]) -> dict[str, 
 
 def stored_bytes(elements: int, scales: int, option: str) -> int:
     """Bytes of a weight of `elements` values with `scales` bytes of scales in that option."""
-    if option in _FOUR:
+    if option in FOUR:
         return (elements + 1) // 2 + scales
     return {FLOAT: 4 * elements, "half": 2 * elements}.get(option, elements + scales)
 

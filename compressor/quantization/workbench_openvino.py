@@ -24,13 +24,11 @@ from compressor.quantization.openvino_ir import read_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_storage import round_weight
 from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
-from compressor.quantization.sensitivity import FLOAT, Group, Outputs
+from compressor.quantization.sensitivity import FLOAT, INTEGER, Group, Outputs
 from compressor.quantization.substeps import run_steps
 from compressor.quantization.workbench_onnx import members, options_of, stored_bytes
 from exporters.base import Env
 from runtimes.types import Artifact
-
-_INTEGER = frozenset({"int8", "int8-w4"})
 
 
 class OpenVinoBench:
@@ -71,7 +69,7 @@ class OpenVinoBench:
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
-        integer = {g for g, option in assign.items() if option in _INTEGER}
+        integer = {g for g, option in assign.items() if option in INTEGER}
         model = (self._quantized() if integer else self.model).clone()
         ops = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
         lost: dict[Any, Any] = {}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.quantization.damage import damage, decibels, pattern
+from compressor.quantization.damage import damage, decibels
+from compressor.quantization.keep import exactly
 from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Budget, Group
 from compressor.report.damage import flags, recipe_line
 from compressor.result import Damage
@@ -103,7 +104,7 @@ def test_times_come_from_the_profile_by_any_of_a_layers_names() -> None:
 
 
 def test_what_is_pasted_is_quoted() -> None:
-    made = Damage("int8", [], 2, 2, 8, 1.0, 20.0, keep=["/layer/Conv", pattern("a[0]"), "fc"])
+    made = Damage("int8", [], 2, 2, 8, 1.0, 20.0, keep=["/layer/Conv", exactly("a[0]"), "fc"])
     assert recipe_line(made) == 'keep: {float: ["/layer/Conv", "a[[]0]", fc]}'
     assert flags(made) == "--keep-float /layer/Conv --keep-float 'a[[]0]' --keep-float fc"
 
