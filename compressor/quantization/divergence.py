@@ -234,9 +234,7 @@ def _through_pairs(nodes: Iterable[Any], names: dict[str, tuple[str, str]]) -> N
 
 
 def _openvino(artifact: Artifact, threads: int) -> Tapped:
-    import openvino as ov
-
-    from compressor.quantization.openvino_ir import read_ir
+    from compressor.quantization.openvino_ir import compiled_f32, read_ir
 
     model = read_ir(artifact.path)
     names: dict[str, tuple[str, str]] = {}
@@ -269,8 +267,7 @@ def _openvino(artifact: Artifact, threads: int) -> Tapped:
             clone = model.clone()
             ops = {op.get_friendly_name(): op for op in clone.get_ordered_ops()}
             clone.add_outputs([ops[name].output(0) for name in inner])
-            config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-            kept[key] = ov.Core().compile_model(clone, "CPU", config)
+            kept[key] = compiled_f32(clone, threads)
         values = kept[key](dict(feeds)).to_tuple()
         found = dict(zip([*own, *inner], values, strict=True))
         return {name: np.array(found[name]) for name in wanted}

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compressor.quantization.keep import Named, kept
+from compressor.quantization.keep import kept
 from compressor.quantization.onnx_dynamic_loop import GATES, why_no_loop
 from compressor.quantization.onnx_dynamic_write import write
 from compressor.quantization.onnx_pass import require_smaller, scheme_of
+from compressor.quantization.onnx_static import named_nodes
 from compressor.quantization.onnx_weights import attribute
 from exporters._drop_in import require_drop_in
 from exporters._onnx_graph import OPSET, graphs, load_model, opset_of, save_model
@@ -68,7 +69,7 @@ def choose(model: Any, options: Any, context: Context) -> tuple[list[Layer], dic
             fix="quantize_weights stores the weights of other layers in integers",
         )
     keep = replace(context.keep, float=(*context.keep.float, *options.exclude))
-    stay = kept(_named(model), keep)
+    stay = kept(named_nodes(model, nested=True), keep)
     chosen, reasons = [], {}
     single = _single_steps(model)
     for scope in _scopes(model.graph, {}):
@@ -99,15 +100,6 @@ def _single_steps(model: Any) -> set[str]:
         for value in [*inferred.input, *inferred.value_info]
     }
     return {name for name, dims in shapes.items() if len(dims) == 3 and dims[0].dim_value == 1}
-
-
-def _named(model: Any) -> list[Named]:
-    weights = {tensor.name for graph in graphs(model.graph) for tensor in graph.initializer}
-    return [
-        Named(n.name, (n.op_type,), (*n.output, *(name for name in n.input if name in weights)))
-        for graph in graphs(model.graph)
-        for n in graph.node
-    ]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from compressor.quantization.onnx_index import Index, Names, index
 from compressor.quantization.onnx_weights import dequantize, output_axis, quantize_int8
 from compressor.quantization.placement import Placement, place
 from compressor.quantization.qdq import write_qdq
+from exporters._onnx_graph import graphs
 from exporters.base import Keep, QuantScheme
 from runtimes.base import Feeds
 
@@ -34,12 +35,14 @@ class Quantized:
     smoothed: Sequence[smooth.Smoothed] = ()
 
 
-def named_nodes(model: Any) -> list[Named]:
-    """The nodes of the main graph with every name a keep pattern may use."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
+    """The nodes of the main graph, or all, with every name a keep pattern may use."""
+    scopes = list(graphs(model.graph)) if nested else [model.graph]
+    weights = {tensor.name for graph in scopes for tensor in graph.initializer}
     return [
         Named(n.name, (n.op_type,), (*n.output, *(name for name in n.input if name in weights)))
-        for n in model.graph.node
+        for graph in scopes
+        for n in graph.node
     ]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration import batches, calibrate
-from compressor.quantization.keep import Named, kept
+from compressor.quantization.keep import kept
 from compressor.quantization.onnx_find import Weight, find_weights, hoist_weights
 from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_pass import require_smaller
-from compressor.quantization.onnx_static import correct_biases, mean_axes
+from compressor.quantization.onnx_static import correct_biases, mean_axes, named_nodes
 from compressor.quantization.onnx_storage_write import (
     StorageWriter,
     blockable,
@@ -30,7 +30,7 @@ from compressor.quantization.storage import (
     unknown_names,
 )
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import OPSET, graphs, load_model, opset_of, save_model
+from exporters._onnx_graph import OPSET, load_model, opset_of, save_model
 from exporters._onnx_opset import upgrade_opset
 from exporters.base import Context, Env
 from runtimes.errors import Refusal
@@ -44,22 +44,11 @@ COMPUTED_BLOCK = 32
 Rounding = Callable[[Any, Index, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
 
 
-def _named(model: Any) -> list[Named]:
-    """Every node, nested ones too, with every name a keep pattern may use."""
-    found = []
-    for graph in graphs(model.graph):
-        weights = {tensor.name for tensor in graph.initializer}
-        for n in graph.node:
-            aliases = (*n.output, *(name for name in n.input if name in weights))
-            found.append(Named(n.name, (n.op_type,), aliases))
-    return found
-
-
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     """Reasons why an ONNX artifact's weights cannot be stored in `options.bits`."""
     check_widths(options.assign, "quantize_weights")
     model = load_model(source.path)
-    stay = set(kept(_named(model), context.keep))
+    stay = set(kept(named_nodes(model, nested=True), context.keep))
     hoist_weights(model, options.least)
     weights = _chosen(index(model), options, stay)
     if not weights:
@@ -116,7 +105,7 @@ def run(
     `rounding` makes 4 bits of weights.
     """
     model = load_model(source.path)
-    stay = set(kept(_named(model), env.context.keep))
+    stay = set(kept(named_nodes(model, nested=True), env.context.keep))
     hoist_weights(model, options.least)
     if any(_bits(w, options) == 4 for w in _chosen(index(model), options, stay)):
         model, _ = upgrade_opset(model)

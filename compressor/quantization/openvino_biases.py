@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.openvino_ir import compiled_f32
 from runtimes.base import Feeds
 
 _TYPES = frozenset({"Convolution", "GroupConvolution", "MatMul"})
@@ -14,7 +15,6 @@ _TYPES = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 
 def mean_inputs(model: Any, layers: list[str], feeds: Iterator[Feeds]) -> dict[str, Any]:
     """Mean of each input channel of the named layers over all feeds; `model` is left as it is."""
-    import openvino as ov
     from openvino import opset13
 
     copy, outputs = model.clone(), []
@@ -25,8 +25,7 @@ def mean_inputs(model: Any, layers: list[str], feeds: Iterator[Feeds]) -> dict[s
             mean = opset13.reduce_mean(source, opset13.constant(np.array(axes, np.int64)), False)
             outputs.append((op.get_friendly_name(), mean.output(0)))
     copy.add_outputs([output for _, output in outputs])
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(copy, "CPU", config)
+    compiled = compiled_f32(copy)
     names, first = [name for name, _ in outputs], len(copy.outputs) - len(outputs)
     totals: dict[str, Any] = {}
     done = 0

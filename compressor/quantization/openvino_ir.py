@@ -25,6 +25,14 @@ def read_ir(path: Path) -> Any:
     return ov.Core().read_model(str(path))
 
 
+def compiled_f32(model: Any, threads: int = 1) -> Any:
+    """`model` compiled for the CPU in float32, whatever the device's default is."""
+    import openvino as ov
+
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    return ov.Core().compile_model(model, "CPU", config)
+
+
 def write_ir(model: Any, path: Path, source: Artifact) -> None:
     """Save `model`, made from `source`, as `path` (.xml) and its .bin, compacted.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration import ChannelStatistics
+from compressor.quantization.openvino_ir import compiled_f32
 from compressor.quantization.smooth import INSERTED_GAIN, INSERTED_NOISE, Smoothed, best_factors
 from runtimes.base import Feeds
 
@@ -86,7 +87,6 @@ def _channels(
     model: Any, groups: list[list[Any]], feeds: Iterator[Feeds]
 ) -> dict[str, ChannelStatistics]:
     """Statistics of what each group reads, by the name of its first layer."""
-    import openvino as ov
     from openvino import opset13 as ops
 
     copy = model.clone()
@@ -103,8 +103,7 @@ def _channels(
             ops.reduce_mean(square, axes, False).output(0),
         ]
     copy.add_outputs(outputs)
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(copy, "CPU", config)
+    compiled = compiled_f32(copy)
     names = [layers[0].get_friendly_name() for layers in groups]
     found: dict[str, ChannelStatistics] = {}
     seen = 0

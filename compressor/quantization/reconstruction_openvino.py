@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration import batches
+from compressor.quantization.openvino_ir import compiled_f32
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, Weight, readers_of
 from compressor.quantization.reconstruction import round_with
 from compressor.quantization.reconstruction_rows import (
@@ -104,8 +105,7 @@ def _open(model: Any, names: Sequence[str], shapes: bool) -> Callable[[Feeds], S
         made.append((name, opset13.convert(shown, kind).output(0)))
     first = len(copy.outputs)
     copy.add_outputs([output for _, output in made])
-    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(copy, "CPU", config)
+    compiled = compiled_f32(copy)
 
     def run(feeds: Feeds) -> list[Any]:
         results = list(compiled(dict(feeds), share_outputs=False).to_tuple())[first:]

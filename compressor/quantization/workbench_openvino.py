@@ -20,10 +20,15 @@ from compressor.quantization.openvino_biases import (
     lost_mean,
     mean_inputs,
 )
-from compressor.quantization.openvino_ir import read_ir
+from compressor.quantization.openvino_ir import compiled_f32, read_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_storage import round_weight
-from compressor.quantization.openvino_weights import WEIGHTED_TYPES, Weight, find_weights
+from compressor.quantization.openvino_weights import (
+    WEIGHTED_TYPES,
+    Weight,
+    find_weights,
+    readers_of,
+)
 from compressor.quantization.sensitivity import FLOAT, INTEGER, Group, Outputs
 from compressor.quantization.substeps import run_steps
 from compressor.quantization.workbench_onnx import members, options_of, stored_bytes
@@ -40,7 +45,7 @@ class OpenVinoBench:
         stay = {n.removesuffix("/WithoutBiases") for n in kept(named(self.model), env.context.keep)}
         found = [w for w in find_weights(self.model, 1) if w.name not in stay]
         self.weights = {w.top.get_friendly_name(): w for w in found}
-        self._readers = {key: _readers(w.top) for key, w in self.weights.items()}
+        self._readers = {key: _named_readers(w) for key, w in self.weights.items()}
         self._members = members({key: w.name for key, w in self.weights.items()}, self.weights)
         groups = [self._group(name, found) for name, found in self._members.items()]
         self.groups = tuple(g for g in groups if len(g.options) > 1)
@@ -144,13 +149,7 @@ class OpenVinoBench:
                     port.replace_source_output(made.input_value(0))
 
     def _run(self, model: Any) -> Outputs:
-        import openvino as ov
-
-        config = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": self._env.context.threads,
-        }
-        compiled = ov.Core().compile_model(model, "CPU", config)
+        compiled = compiled_f32(model, self._env.context.threads)
         names = [spec.name for spec in self._source.outputs]
         found = []
         for feeds in self._feeds:
@@ -159,17 +158,11 @@ class OpenVinoBench:
         return found
 
 
-def _readers(top: Any) -> list[tuple[str, str, int]]:
-    """Name, type and port of every layer that reads a weight, seen through reshapes."""
-    found, waiting = [], list(top.output(0).get_target_inputs())
-    while waiting:
-        port = waiting.pop(0)
-        node = port.get_node()
-        if node.get_type_name() in {"Reshape", "Convert", "Transpose"}:
-            waiting += node.output(0).get_target_inputs()
-        else:
-            found.append((node.get_friendly_name(), node.get_type_name(), port.get_index()))
-    return sorted(found)
+def _named_readers(weight: Weight) -> list[tuple[str, str, int]]:
+    """Name, type and port of every layer that computes with a weight."""
+    return [
+        (op.get_friendly_name(), op.get_type_name(), port) for op, port in readers_of(weight.top)
+    ]
 
 
 def _of_weight(fake: Any) -> bool:
