@@ -43,8 +43,10 @@ class OpenVinoBench:
         self._source, self._env, self._method = source, env, method
         self.model = read_ir(source.path)
         stay = {n.removesuffix("/WithoutBiases") for n in kept(named(self.model), env.context.keep)}
-        found = [w for w in find_weights(self.model, 1) if w.name not in stay]
-        self.weights = {w.top.get_friendly_name(): w for w in found}
+        main = {op.get_friendly_name() for op in self.model.get_ordered_ops()}
+        found = {w.top.get_friendly_name(): w for w in find_weights(self.model, 1)}
+        # A clone's loop bodies are not its own nodes: weights in them stay as they are.
+        self.weights = {k: w for k, w in found.items() if w.name not in stay and k in main}
         self._readers = {key: _named_readers(w) for key, w in self.weights.items()}
         self._members = members({key: w.name for key, w in self.weights.items()}, self.weights)
         groups = [self._group(name, found) for name, found in self._members.items()]

@@ -13,6 +13,8 @@ from compressor.quantization.sensitivity import FLOAT, Budget, measure, noise_sh
 from compressor.quantization.workbench import open_workbench
 from exporters.base import Keep
 from runtimes.types import Artifact
+from tests import models
+from tests.compressor.passes.test_quantize_weights import scanned
 from tests.compressor.quantization.helpers import apply, engine, prepared
 from tests.contract import subjects
 from tests.step_env import make_env
@@ -114,3 +116,14 @@ def test_channels_count_by_their_own_variance() -> None:
     assert small < 1e-4
     assert large > 1
     assert noise_share([{"y": np.full_like(want, np.nan)}], [{"y": want}]) == float("inf")
+
+
+def test_weights_in_the_body_of_a_loop_are_no_group_of_the_graph_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.ALL, "scanned", scanned)
+    given = prepared(tmp_path, "scanned", "openvino")
+    bench, _ = bench_of(tmp_path, given)
+    for group in bench.groups:
+        for option in group.options:
+            assert bench.outputs({group.name: option})
