@@ -56,6 +56,7 @@ __all__ = [
     "Trial",
     "example_feeds",
     "installed",
+    "where_installed",
 ]
 
 
@@ -308,6 +309,19 @@ def installed(names: Sequence[str], where: str, fix: str) -> Dict[str, str]:
         return {name: version(name) for name in names}
     except PackageNotFoundError as error:
         raise MissingTool(f"{error.name} is not installed", where=where, fix=fix) from error
+
+
+def where_installed(names: Sequence[str]) -> Dict[str, str]:
+    """Distribution → version of those that are there, for what a step can do without."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def example_feeds(

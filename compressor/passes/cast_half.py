@@ -16,10 +16,9 @@ range analysis, types by an op list, and stores what does not fit as clipped val
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
-from exporters.base import Context, Env
+from exporters.base import Context, Env, where_installed
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
@@ -54,12 +53,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of what reads and writes the models."""
-    found = {"onnx": metadata.version("onnx")}
-    try:
-        found["openvino"] = metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return found
-    return found
+    return where_installed(("onnx", "openvino"))
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

@@ -12,10 +12,9 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Literal
 
-from exporters.base import Context, Env, StepSpec
+from exporters.base import Context, Env, StepSpec, where_installed
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
@@ -54,13 +53,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of what calibrates, computes and solves."""
-    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    for name in ("nncf", "openvino", "scipy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return where_installed(("onnx", "onnxruntime", "nncf", "openvino", "scipy"))
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

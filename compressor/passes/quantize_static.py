@@ -8,11 +8,10 @@ benchmarks/quantization_engines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
 from compressor.quantization.blas import one_blas_thread
-from exporters.base import Context, Env
+from exporters.base import Context, Env, where_installed
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
@@ -48,13 +47,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of what calibrates: ONNX Runtime; NNCF and OpenVINO where they are installed."""
-    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    for name in ("nncf", "openvino"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return where_installed(("onnx", "onnxruntime", "nncf", "openvino"))
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:

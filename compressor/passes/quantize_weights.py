@@ -15,7 +15,7 @@ from typing import Literal
 from compressor.quantization import storage
 from compressor.quantization.blas import one_blas_thread
 from exporters.base import Context, Env
-from runtimes.errors import Refusal, Unsupported
+from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
 REV = 3
@@ -69,14 +69,4 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 @one_blas_thread()
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Store the weights; raises `Unsupported` where there are none, or nothing shrank."""
-    found = refusals(source, options, env.context)
-    if found:
-        where = "quantize_weights"
-        raise Unsupported(f"weights cannot be stored in {options.bits} bits", found, where=where)
-    if source.format == "openvino":
-        from compressor.quantization import openvino_storage
-
-        return openvino_storage.run(source, options, env)
-    from compressor.quantization import onnx_storage
-
-    return onnx_storage.run(source, options, env)
+    return storage.run(source, options, env, where="quantize_weights", reconstructed=False)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 from compressor.quantization import storage
 from compressor.quantization.blas import one_blas_thread
 from exporters.base import Context, Env
-from runtimes.errors import Refusal, Unsupported
+from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
 REV = 2
@@ -72,17 +71,4 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 @one_blas_thread()
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Store the weights; raises `Unsupported` where there are none, or nothing shrank."""
-    found = refusals(source, options, env.context)
-    if found:
-        where = "reconstruct_weights"
-        raise Unsupported(f"weights cannot be stored in {options.bits} bits", found, where=where)
-    if source.format == "openvino":
-        from compressor.quantization import openvino_storage, reconstruction_openvino
-
-        known = partial(reconstruction_openvino.rounded, source, options, env)
-        return openvino_storage.run(source, options, env, known)
-    from compressor.quantization import onnx_storage, reconstruction_onnx
-
-    return onnx_storage.run(
-        source, options, env, partial(reconstruction_onnx.rounded, source, options, env)
-    )
+    return storage.run(source, options, env, where="reconstruct_weights", reconstructed=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from compressor.quantization.calibration import batches, calibrate
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_find import Weight, find_weights, hoist_weights
@@ -24,8 +22,10 @@ from compressor.quantization.reconstruction import round_with
 from compressor.quantization.storage import (
     Rounded,
     Tensor,
+    asked_bits,
     assigned,
     check_widths,
+    halves,
     keep_in_8_bits,
     unknown_names,
 )
@@ -65,10 +65,7 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
 
 
 def _bits(weight: Weight, options: Any) -> int:
-    """What is asked for one weight; what is INT8 already changes for 4 bits only."""
-    wanted = assigned(options.assign, weight_names(weight))
-    bits = options.bits if wanted is None else wanted
-    return 32 if weight.dequantize is not None and bits != 4 else bits
+    return asked_bits(options, weight_names(weight), integer=weight.dequantize is not None)
 
 
 def weight_names(weight: Weight) -> list[str]:
@@ -217,8 +214,7 @@ def _wide(weight: Weight, bits: int, block: int) -> Rounded:
     if bits != 16 and block:
         return round_with(weight.values, weight.axis, None, block, bits=8)
     if bits == 16:
-        top = float(np.finfo(np.float16).max)
-        return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)
+        return halves(weight.values)
     return Rounded(*quantize_int8(weight.values, weight.axis), 8)
 
 

@@ -33,8 +33,10 @@ from compressor.quantization.reconstruction import round_with
 from compressor.quantization.storage import (
     Rounded,
     Tensor,
+    asked_bits,
     assigned,
     check_widths,
+    halves,
     keep_in_8_bits,
     unknown_names,
 )
@@ -51,10 +53,7 @@ COMPUTED_BLOCK = 128
 
 
 def _bits(weight: Weight, options: Any) -> int:
-    """What is asked for one weight; what is INT8 already changes for 4 bits only."""
-    wanted = assigned(options.assign, weight_names(weight))
-    bits = options.bits if wanted is None else wanted
-    return 32 if weight.integer and bits != 4 else bits
+    return asked_bits(options, weight_names(weight), integer=weight.integer)
 
 
 def weight_names(weight: Weight) -> list[str]:
@@ -197,8 +196,7 @@ def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None
 def round_weight(weight: Weight, bits: int, block: int = 0) -> Rounded:
     """Integers with the weight's shape, and scales that broadcast against it; halves for 16."""
     if bits == 16:
-        top = float(np.finfo(np.float16).max)
-        return Rounded(np.clip(weight.values, -top, top).astype(np.float16), None, 16)
+        return halves(weight.values)
     values, axis = weight.rows()
     if block:
         return round_with(values, axis, None, block, bits)

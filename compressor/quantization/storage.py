@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
 from typing import Any
 
-from exporters.base import Context
-from runtimes.errors import Refusal, UsageError
+import numpy as np
+
+from exporters.base import Context, Env, where_installed
+from runtimes.errors import Refusal, Unsupported, UsageError
 from runtimes.types import Artifact
 
 WIDTHS = (4, 8, 16, 32)
@@ -67,6 +69,19 @@ def assigned(assign: Mapping[str, int], names: Sequence[str]) -> int | None:
     return next((assign[name] for name in names if name in assign), None)
 
 
+def asked_bits(options: Any, names: Sequence[str], *, integer: bool) -> int:
+    """Bits asked for a weight known by `names`; what is INT8 already changes for 4 only."""
+    wanted = assigned(options.assign, names)
+    bits: int = options.bits if wanted is None else wanted
+    return 32 if integer and bits != 4 else bits
+
+
+def halves(values: Any) -> Rounded:
+    """Values in float16; what lies beyond its range is cut."""
+    top = float(np.finfo(np.float16).max)
+    return Rounded(np.clip(values, -top, top).astype(np.float16), None, 16)
+
+
 def check_widths(assign: Mapping[str, int], where: str) -> None:
     """`UsageError` where a width cannot be stored."""
     for name, bits in assign.items():
@@ -95,12 +110,7 @@ def unknown_names(assign: Mapping[str, int], known: Iterable[str]) -> list[str]:
 
 def tools() -> dict[str, str]:
     """Versions of what reads and writes the models; OpenVINO's where it is installed."""
-    found = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    try:
-        found["openvino"] = metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return found
-    return found
+    return where_installed(("onnx", "onnxruntime", "openvino"))
 
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
@@ -112,3 +122,25 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     from compressor.quantization import onnx_storage
 
     return onnx_storage.refusals(source, options, context)
+
+
+def run(source: Artifact, options: Any, env: Env, *, where: str, reconstructed: bool) -> Artifact:
+    """Store an artifact's weights, rounded to nearest or by reconstruction.
+
+    Raises `Unsupported` where there are none, or nothing shrank.
+    """
+    if found := refusals(source, options, env.context):
+        raise Unsupported(f"weights cannot be stored in {options.bits} bits", found, where=where)
+    if source.format == "openvino":
+        from compressor.quantization import openvino_storage, reconstruction_openvino
+
+        if not reconstructed:
+            return openvino_storage.run(source, options, env)
+        openvino_rounding = partial(reconstruction_openvino.rounded, source, options, env)
+        return openvino_storage.run(source, options, env, openvino_rounding)
+    from compressor.quantization import onnx_storage, reconstruction_onnx
+
+    if not reconstructed:
+        return onnx_storage.run(source, options, env)
+    rounding = partial(reconstruction_onnx.rounded, source, options, env)
+    return onnx_storage.run(source, options, env, rounding)
