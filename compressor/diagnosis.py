@@ -13,12 +13,11 @@ from compressor.env import StepEnv
 from compressor.plan import PlannedStep, PlannedTarget
 from compressor.quantization.damage import damage
 from compressor.quantization.divergence import divergence
-from compressor.quantization.sensitivity import Budget
+from compressor.quantization.sensitivity import Budget, profiled
 from compressor.quantization.workbench import open_workbench
 from compressor.result import Candidate, Damage, Divergence
 from exporters._check import ort_errors
-from exporters.base import Samples, Trial, batch_range
-from runtimes.base import LayerPrecision, load_runtime
+from exporters.base import Samples, Trial
 from runtimes.errors import CompressError, UsageError
 from runtimes.types import Artifact
 
@@ -81,7 +80,7 @@ def measure_damage(
             open_workbench(source, env, samples),
             precision,
             budget,
-            profile=_profile(planned, source, data),
+            profile=profiled(source, data, planned.context.device),
             told=engine.progress.update,
             **more,
         )
@@ -108,21 +107,6 @@ def _env(engine: Engine, planned: PlannedTarget, source: Artifact, folder: Path)
 
 def _no_trial(_artifact: Artifact) -> Trial:
     raise UsageError("measuring sensitivity builds no candidates", where="sensitivity")
-
-
-def _profile(planned: PlannedTarget, source: Artifact, data: Samples) -> list[LayerPrecision]:
-    """The float model's layers with their times, where the engine tells."""
-    from compressor.quantization.calibration import batches
-
-    engine: Any = load_runtime(planned.target.runtime)
-    if not hasattr(engine, "layer_precisions"):
-        return []
-    bounds = source.facts.get("bounds")
-    feeds = next(batches(data, source.inputs, batch_range(source.inputs, bounds)[0], bounds))
-    found: list[LayerPrecision] = engine.layer_precisions(
-        source, feeds=feeds, threads=1, device=planned.context.device
-    )
-    return found
 
 
 def diagnosed(

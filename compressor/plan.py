@@ -235,7 +235,8 @@ class _Planner:
         module = load_step(spec.name, where)
         if spec.name == SEARCH and context.target:
             minutes = (self.recipe.minutes or 0) / (len(self.recipe.targets) + 1)
-            limits = search_limits(self._gates(context.target), minutes)
+            least = module.Options().min_reduction
+            limits = search_limits(self._gates(context.target), least, minutes)
             spec = StepSpec(spec.name, {**limits, **spec.options})
         options = parse_options(spec, where)
         try:
@@ -316,12 +317,15 @@ SEARCH = "quantize_mixed"
 _HALF = 0.5  # of a loss that a gate allows, for choices made on other samples than it judges
 
 
-def search_limits(gates: Sequence[Gate], minutes: float) -> dict[str, Any]:
-    """What a search for mixed precision must keep so that a target's gates hold."""
+def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -> dict[str, Any]:
+    """What a search for mixed precision must keep so that a target's gates hold.
+
+    A size gate below `min_reduction`, the search's own, does not make it aim lower.
+    """
     found: dict[str, Any] = {}
     for gate in gates:
         if gate.metric == "size_reduction" and gate.of == "model":
-            found["min_reduction"] = max(gate.limit, found.get("min_reduction", LEAST_REDUCTION))
+            found["min_reduction"] = max(gate.limit, min_reduction)
         if gate.metric in {"relative_drop", "accuracy_drop"}:
             found["max_drop"] = gate.limit * _HALF
         if gate.metric == "agreement":
@@ -331,7 +335,6 @@ def search_limits(gates: Sequence[Gate], minutes: float) -> dict[str, Any]:
     return found
 
 
-LEAST_REDUCTION = 0.75
 UNLABELLED = ("agreement>=97%", "sqnr>=15dB")  # how far outputs may move when nothing says more
 
 

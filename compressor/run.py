@@ -92,6 +92,7 @@ class _Run:
     def __init__(self, request: Request) -> None:
         self.request = request
         self._onnx: Artifact | None = None
+        self._chooser: Judge | None = None
         self._started = time.monotonic()
         recipe, progress = request.recipe, request.progress
         self.opened: Opened = open_all(
@@ -324,8 +325,10 @@ class _Run:
         runtime = planned.target.runtime if planned else "onnxruntime"
         device = planned.context.device if planned else "CPU"
         made = self.engine.advance(artifact, rest, "trial")
-        judge = selecting(self.judge, self.opened.data, self.request.base_dir)
-        return trial(judge, made, self._original(), runtime, device)
+        if self._chooser is None:
+            self._chooser = selecting(self.judge, self.opened.data, self.request.base_dir)
+            self._chooser.base = self._chooser.score_original(self._original())
+        return trial(self._chooser, made, runtime, device)
 
     def _original(self) -> Artifact:
         """The original as ONNX."""

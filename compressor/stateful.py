@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from exporters.base import Samples
-from runtimes.base import Feeds, Outputs, load_runtime
+from runtimes.base import Feeds, Outputs, engine_of, load_runtime
 from runtimes.errors import UsageError
 from runtimes.types import Artifact, TensorSpec, canonical
 
@@ -310,8 +310,7 @@ class Steps:
         wanted = set(self.places)
         sequences = sorted({i for i, _ in wanted})
         size = 1 if self.state.alone or self.whole.ragged else _BATCH
-        engine = "openvino" if self.original.format == "openvino" else "onnxruntime"
-        with load_runtime(engine).open_session(self.original) as session:
+        with load_runtime(engine_of(self.original)).open_session(self.original) as session:
             for start in range(0, len(sequences), size):
                 self._keep(session.run, sequences[start : start + size], wanted)
 

@@ -36,9 +36,8 @@ def selecting(judge: Judge, data: Mapping[str, Samples], base_dir: Path) -> Judg
     return replace(judge, samples=samples, metric=metric, evaluator=None)
 
 
-def trial(judge: Judge, made: Artifact, original: Artifact, runtime: str, device: str) -> Trial:
+def trial(judge: Judge, made: Artifact, runtime: str, device: str) -> Trial:
     """`made` against the original model, both on `judge`'s samples."""
-    judge.base = judge.score_original(original)
     found = judge.score(made, runtime, device, "trial")
     compared = judge.compare(found)
     if found is None or compared is None:

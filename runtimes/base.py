@@ -104,6 +104,11 @@ def runtime_names() -> List[str]:
     return sorted(name[3:] for name in found if name.startswith("rt_"))
 
 
+def engine_of(artifact: Artifact) -> str:
+    """Runtime of an artifact's format; ONNX Runtime, which is always there, runs plain ONNX."""
+    return "openvino" if artifact.format == "openvino" else "onnxruntime"
+
+
 def load_runtime(name: str) -> Any:
     """The module `rt_<name>`; raises `UsageError` naming the known ones."""
     if name not in runtime_names():

@@ -27,11 +27,13 @@ from compressor.quantization.sensitivity import (
     Sensitivity,
     Workbench,
     group_times,
+    least_batch,
     measure,
+    profiled,
 )
 from compressor.quantization.substeps import run_steps
-from exporters.base import Env, Trial, batch_range
-from runtimes.base import LayerPrecision, load_runtime
+from exporters.base import Env, Trial
+from runtimes.base import LayerPrecision, engine_of
 from runtimes.errors import CompressError, Unsupported
 from runtimes.types import Artifact
 
@@ -39,7 +41,6 @@ from runtimes.types import Artifact
 # the float one.
 LEVELS = (0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002, 0.0005, 0.00005)
 BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
-_ENGINES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "onnx": "onnxruntime"}
 _NOT_SLOWER = 0.97
 _REPLANS = 3
 
@@ -219,7 +220,8 @@ class Search:
                 break
             self.timed = True
             gain = speedup(self.source, made, self.env)
-            before, after = (profile(a, self.env) for a in (self.source, made))
+            data, device = self.env.data["calibration"], self.env.context.device
+            before, after = (profiled(a, data, device) for a in (self.source, made))
             times = self._times(before, after)
             if gain >= _NOT_SLOWER:
                 return allowed, times
@@ -302,8 +304,8 @@ def speedup(float_model: Artifact, candidate: Artifact, env: Env) -> float:
     """Interleaved timing at the smallest batch: float time over the candidate's."""
     from compressor.bench import BenchPlan, Variant, bench
 
-    engine = _ENGINES[candidate.format]
-    batch, feeds = _least_batch(float_model, env)
+    engine = engine_of(candidate)
+    batch, feeds = least_batch(float_model, env.data["calibration"])
     variants = [
         Variant(n, a, engine, env.context.device)
         for n, a in (("float", float_model), ("candidate", candidate))
@@ -311,17 +313,3 @@ def speedup(float_model: Artifact, candidate: Artifact, env: Env) -> float:
     plan = BenchPlan(effort="quick", batches=(batch,), seed=env.context.seed)
     found = bench(variants, {batch: [feeds]}, plan)
     return float(found.timing("candidate", batch, "float").speedup or 0.0)
-
-
-def _least_batch(artifact: Artifact, env: Env) -> tuple[int, Any]:
-    """The smallest batch that the artifact takes, and the first calibration samples in one."""
-    low, _ = batch_range(artifact.inputs, artifact.facts.get("bounds"))
-    return low, env.data["calibration"].feeds(list(range(low)))
-
-
-def profile(artifact: Artifact, env: Env) -> list[LayerPrecision]:
-    """Per layer, what the engine says it took."""
-    engine: Any = load_runtime(_ENGINES[artifact.format])
-    _, feeds = _least_batch(artifact, env)
-    found: list[LayerPrecision] = engine.layer_precisions(artifact, feeds=feeds, threads=1)
-    return found

@@ -16,7 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtimes.base import LayerPrecision
+from compressor.quantization.calibration import batches
+from exporters.base import Samples, batch_range
+from runtimes.base import Feeds, LayerPrecision, engine_of, load_runtime
+from runtimes.types import Artifact
 
 FLOAT = "float"
 # From the most to the least precise: what a group of layers may become.
@@ -155,6 +158,25 @@ def _share(got: Any, want: Any) -> float:
     if not np.isfinite(error).all():
         return float("inf")
     return float((error / (spread + floor)).mean())
+
+
+def profiled(artifact: Artifact, data: Samples, device: str) -> list[LayerPrecision]:
+    """An artifact's layers with their times at its smallest batch, where its engine tells."""
+    engine: Any = load_runtime(engine_of(artifact))
+    if not hasattr(engine, "layer_precisions"):
+        return []
+    _, feeds = least_batch(artifact, data)
+    found: list[LayerPrecision] = engine.layer_precisions(
+        artifact, feeds=feeds, threads=1, device=device
+    )
+    return found
+
+
+def least_batch(artifact: Artifact, data: Samples) -> tuple[int, Feeds]:
+    """The smallest batch that `artifact` takes, and the first samples in one."""
+    bounds = artifact.facts.get("bounds")
+    low, _ = batch_range(artifact.inputs, bounds)
+    return low, next(batches(data, artifact.inputs, low, bounds))
 
 
 def group_times(groups: Sequence[Group], profile: Sequence[LayerPrecision]) -> dict[str, int]:
