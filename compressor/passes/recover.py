@@ -16,7 +16,7 @@ import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
-from compressor.recovery.schedule import budget_facts, check_budget, decide
+from compressor.recovery.schedule import budget_facts, check_budget, decide, done_facts
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import batch_size, call, tensors, threads
 from exporters.base import Context, Env, Refusal, Samples, installed
@@ -180,10 +180,7 @@ def _facts(
     return {
         **source.facts,
         "recover": {
-            "steps": schedule.steps,
-            "steps_done": state.step,
-            "best_step": state.best_step,
-            "held_out": [state.start, *state.history],
+            **done_facts(schedule, state),
             "precision": "bfloat16" if schedule.bfloat16 else "float32",
         },
         "notes": [*source.facts.get("notes", []), told],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.half_keep import LARGEST
 from compressor.quantization.half_typed import half_type
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_index import Names, index, take_over_names
@@ -17,8 +18,6 @@ from exporters._onnx_graph import drop_dead_weights, load_model, replace, save_m
 from exporters._onnx_opset import upgrade_opset
 from exporters.base import Env, Keep
 from runtimes.types import Artifact
-
-_LARGEST = 65504.0  # of float16
 
 
 def castable(source: Artifact, least: int, keep: Keep, dtype: str = "float16") -> list[str]:
@@ -74,7 +73,7 @@ def _fits(values: Any, dtype: str = "float16") -> bool:
     if dtype == "bfloat16":  # float32's own range
         return True
     peak = float(np.abs(values).max()) if values.size else 0.0
-    return bool(np.isfinite(peak)) and peak <= _LARGEST
+    return bool(np.isfinite(peak)) and peak <= LARGEST
 
 
 def _tensors(model: Any, least: int, keep: Keep, dtype: str) -> tuple[list[str], list[str]]:

@@ -92,11 +92,6 @@ class Sensitivity:
     def _index(self) -> dict[tuple[str, str], Row]:
         return {(row.group, row.option): row for row in self.rows}
 
-    def ranked(self, option: str) -> list[Row]:
-        """Rows of `option`, most damaging first."""
-        rows = [row for row in self.rows if row.option == option]
-        return sorted(rows, key=lambda row: (-row.damage, row.group))
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` reads it."""
         return asdict(self)

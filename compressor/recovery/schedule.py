@@ -122,6 +122,16 @@ def _silent(done: float, message: str) -> None:
     """No progress for what is thrown away."""
 
 
+def done_facts(schedule: loop.Schedule, state: loop.State) -> dict[str, Any]:
+    """What a training came to, for an artifact's facts."""
+    return {
+        "steps": schedule.steps,
+        "steps_done": state.step,
+        "best_step": state.best_step,
+        "held_out": [state.start, *state.history],
+    }
+
+
 def budget_facts(options: Budget, schedule: loop.Schedule, where: str) -> dict[str, Any]:
     """What a budget in minutes became: another machine, or another day, gets other steps."""
     if not options.minutes:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.quantization.onnx_index import Index, index
-from compressor.quantization.onnx_weights import attribute
 from compressor.training.ops import ops
 from compressor.training.ops_recurrent import RECURRENT, unusual
 from compressor.training.stored import Bias, Weight, find_stored
@@ -283,8 +282,3 @@ def _tensor(proto: Any) -> Tensor:
     if array.dtype.name in {"int4", "uint4", "bfloat16"}:
         array = array.astype(np.int8 if array.dtype.name == "int4" else np.float32)
     return torch.from_numpy(np.ascontiguousarray(array).copy())
-
-
-def axis_of(node: Any, rank: int) -> int:
-    """The axis a DequantizeLinear's scales run along."""
-    return int(attribute(node, "axis", 1)) % max(1, rank)

@@ -13,7 +13,7 @@ from compressor.quantization.onnx_pass import static_refusals
 from compressor.quantization.substeps import run_steps
 from compressor.recovery import loop
 from compressor.recovery.losses import distance
-from compressor.recovery.schedule import budget_facts, decide
+from compressor.recovery.schedule import budget_facts, decide, done_facts
 from compressor.recovery.teacher import Teacher, make_teacher
 from compressor.sources.torch_io import tensors, threads
 from compressor.training.graph import trainable, untrainable
@@ -262,13 +262,7 @@ def _facts(
     return {
         **start.facts,
         "quantized": True,
-        "training": {
-            "steps": schedule.steps,
-            "steps_done": state.step,
-            "best_step": state.best_step,
-            "held_out": [state.start, *state.history],
-            "written": written,
-        },
+        "training": {**done_facts(schedule, state), "written": written},
         "notes": [*start.facts.get("notes", []), told, *_left(task.student)],
     }
 

@@ -15,13 +15,10 @@ from exporters.base import Context
 from runtimes.errors import BuildFailed, UsageError
 from runtimes.types import Artifact
 from tests import small_modules as sm
+from tests.killing import Killed, resumed
 from tests.step_env import ArraySamples, make_env
 
 FAST = {"epochs": 4, "batch": 32, "precision": "float32"}
-
-
-class Killed(Exception):
-    """Stands for kill -9."""
 
 
 def pruned(name, tmp_path):
@@ -88,25 +85,13 @@ def test_a_killed_run_continues_to_the_same_bytes(at, tmp_path, monkeypatch):
     whole = recover.run(
         source, Options(**FAST), env_of("residual", tmp_path, reference, name="whole")
     )
-    steps = []
-
-    real = loop._step
-
-    def step(*args):
-        if len(steps) == at:
-            raise Killed
-        steps.append(args[3])
-        return real(*args)
-
-    monkeypatch.setattr(loop, "_step", step)
-    env = env_of("residual", tmp_path, reference, name="killed")
-    with pytest.raises(Killed):
-        recover.run(source, Options(**FAST), env)
-    after = []
-    monkeypatch.setattr(loop, "_step", lambda *args: after.append(args[3]) or real(*args))
-    env = env_of("residual", tmp_path, reference, name="killed")
-    again = recover.run(source, Options(**FAST), env)
-    assert after[0] == at
+    again = resumed(
+        monkeypatch,
+        at,
+        lambda: recover.run(
+            source, Options(**FAST), env_of("residual", tmp_path, reference, name="killed")
+        ),
+    )
     assert again.digest() == whole.digest()
 
 

@@ -23,13 +23,10 @@ from runtimes.errors import Unsupported, UsageError
 from tests import models
 from tests.compressor.quantization.helpers import apply, executed, precisions, prepared, sqnr_db
 from tests.contract import subjects
+from tests.killing import resumed
 from tests.step_env import ArraySamples, make_env
 
 FAST = {"epochs": 4, "batch": 16, "weight_bits": 4, "share": 1.0}
-
-
-class Killed(Exception):
-    """Stands for kill -9."""
 
 
 def env_of(given, tmp_path, size=256, **more):
@@ -167,22 +164,11 @@ def test_a_killed_run_continues_to_the_same_bytes(at, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     given = prepared(tmp_path, "mlp")
     whole = train_quantized.run(given, Options(**FAST), env_of(given, tmp_path, name="whole"))
-    steps = []
-    real = loop._step
-
-    def step(*args):
-        if len(steps) == at:
-            raise Killed
-        steps.append(args[3])
-        return real(*args)
-
-    monkeypatch.setattr(loop, "_step", step)
-    with pytest.raises(Killed):
-        train_quantized.run(given, Options(**FAST), env_of(given, tmp_path, name="killed"))
-    after = []
-    monkeypatch.setattr(loop, "_step", lambda *args: after.append(args[3]) or real(*args))
-    again = train_quantized.run(given, Options(**FAST), env_of(given, tmp_path, name="killed"))
-    assert after[0] == at
+    again = resumed(
+        monkeypatch,
+        at,
+        lambda: train_quantized.run(given, Options(**FAST), env_of(given, tmp_path, name="killed")),
+    )
     assert again.digest() == whole.digest()
 
 
