@@ -68,8 +68,9 @@ class Options:
         precision: of the stored weights, `f32` or `f16` (the CPU still computes in its default).
         execution: `f32` runs it in FP32 through our runtime; `default` leaves that to the device,
             which is bf16 or f16 where a CPU computes in them.
-        container: `ir`, or `onnx`: OpenVINO reads the ONNX file itself, whose graph takes a fifth
-            of an IR's bytes. For models quantized before this step (an IR cannot be turned back).
+        container: `ir`, or `onnx`: OpenVINO reads the ONNX file itself, whose graph takes far
+            fewer bytes than an IR's. For models quantized before this step (an IR cannot be turned
+            back).
         tolerance: largest difference from the source, relative to an output's largest magnitude;
             None means 1e-3 for f32 and 3e-2 for f16.
     """

@@ -46,7 +46,10 @@ def between(text: str, mark: str, content: str) -> str:
 
 
 def main() -> None:
-    then = "Tighten a gate and it fails within seconds, because every step is reused:"
+    then = (
+        "Tighten a gate and it fails in less than half a minute: finished steps are reused, "
+        "and a mixture is tried:"
+    )
     block = f"{demo()}\n\n{then}\n\n{tight()}"
     for path, mark, content in (
         (ROOT / "README.md", "DEMO OUTPUT", block),
