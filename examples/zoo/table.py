@@ -15,9 +15,16 @@ START, END = "<!-- TABLE -->\n", "<!-- /TABLE -->\n"
 
 
 def write(out: Path) -> None:
-    """Put the cards of the folders in `out` into `zoo.json`, and their table into the README."""
-    found = [out / name / "card.json" for name in MODELS]
-    cards = [json.loads(path.read_text()) for path in found if path.is_file()]
+    """Put the cards of the folders in `out` into `zoo.json`, and their table into the README.
+
+    A model whose folder is not there keeps the card it has.
+    """
+    kept = {card["name"]: card for card in json.loads(CARDS.read_text())}
+    for name in MODELS:
+        path = out / name / "card.json"
+        if path.is_file():
+            kept[name] = json.loads(path.read_text())
+    cards = [kept[name] for name in MODELS if name in kept]
     CARDS.write_text(json.dumps(cards, indent=1) + "\n")
     README.write_text(with_table(README.read_text(), cards))
 
