@@ -23,7 +23,6 @@ from runtimes.types import Artifact, TensorSpec, canonical
 SOURCE_REV = 2
 HELD_OUT = 0.25  # of the calibration data, when nothing else can tell how well outputs agree
 HELD_OUT_LEAST = 128  # samples, up to half of them: fewer cannot show that 97 % agree
-FEW_CALIBRATION = 100  # as compressor.data counts; of sequences every step is one
 FROM_TRAINING = 512  # samples, when training data is given and calibration data is not
 
 
@@ -114,6 +113,8 @@ def open_all(
     judged = evaluation is not None or recipe.evaluator is not None
     sets, held_out = _calibration_defaults(sets, judged, recipe.seed)
     if state is not None:  # steps see single steps; only scoring runs whole sequences
+        from compressor.data import FEW_CALIBRATION
+
         sets = {role: Steps(samples, state, recipe.seed) for role, samples in sets.items()}
         enough = len(sets.get("calibration", ())) >= FEW_CALIBRATION
         warnings = [w for w in warnings if not (enough and w.startswith("calibration data: only"))]

@@ -35,6 +35,7 @@ from compressor.quantization.substeps import run_steps
 from exporters.base import Env, Trial
 from runtimes.base import LayerPrecision, engine_of
 from runtimes.errors import CompressError, Unsupported
+from runtimes.neighbours import converts
 from runtimes.types import Artifact
 
 # Noise shares tried, from 8 to 43 dB: below the first a model is of no use, past the last it is
@@ -243,7 +244,7 @@ class Search:
         total = sum(layer.time_ns or 0 for layer in before) or 1
         groups = [g for g in self.table.groups if "int8" in g.options]
         slow, fast = group_times(groups, before), group_times(groups, after)
-        overhead = sum(x.time_ns or 0 for x in after if _converts(x)) / (len(groups) or 1)
+        overhead = sum(x.time_ns or 0 for x in after if converts(x)) / (len(groups) or 1)
         found: dict[tuple[str, str], float] = {}
         for group in groups:
             for option in group.options:
@@ -255,10 +256,6 @@ class Search:
 
 def _stored(options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(o for o in options if o not in INTEGER)
-
-
-def _converts(layer: LayerPrecision) -> bool:
-    return layer.op in {"QuantizeLinear", "DequantizeLinear", "Reorder", "Convert", "FakeQuantize"}
 
 
 def build(
