@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sensitivity(target: str, *more: str) -> int:
-    pytest.importorskip(target)
+    pytest.importorskip(target, reason=f"needs {target}")
     flags = ("--target", target, "--calibration", "calib.npz", "--samples", "32", "-q")
     return main(["sensitivity", "net.onnx", *flags, *more])
 
@@ -134,7 +134,7 @@ def weighted(candidate: Candidate) -> list[LayerRow]:
 def test_a_failed_accuracy_gate_is_explained(
     folder: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
-    pytest.importorskip(target)
+    pytest.importorskip(target, reason=f"needs {target}")
     assert run(target, ["sqnr>=150dB"]) == 1
     record = load_record(folder / "out")
     (looked,) = [c for c in record.target(target).candidates if c.damage is not None]

@@ -52,7 +52,7 @@ def cost(cells: list[Cell], assign: mixed.Assignment) -> float:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("limit", [1.0, 3e-2, 3e-3, 3e-5])
 def test_the_integer_program_finds_the_best_assignment(seed: int, limit: float) -> None:
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="needs the optimize extra")
     cells = table(seed)
     floats = sum(c.size_bytes for c in cells if c.option == "float")
     for limits in (Limits(limit), Limits(limit, floats // 4), Limits(limit, floats // 3, 0.9)):
@@ -77,7 +77,7 @@ def test_the_greedy_path_keeps_the_limits(seed: int, monkeypatch: pytest.MonkeyP
 
 
 def test_least_damage_within_a_size() -> None:
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="needs the optimize extra")
     cells = table(1)
     room = sum(c.size_bytes for c in cells if c.option == "float") // 4
     found = mixed.least_damage(cells, Limits(0.0, room))
