@@ -220,7 +220,7 @@ class _Runner:
         return next((f.message for f in found if f is not None), "")
 
     def _decided(self, built: Built, twins: list[Built]) -> Callable[[BenchResult], bool]:
-        """For `certify`: whether the rounds so far settle every latency gate."""
+        """Whether the rounds so far settle every latency gate."""
 
         def decided(result: BenchResult) -> bool:
             names = [t.candidate.name for t in twins]

@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.children import Ended, run_child
 from benchmarks.quantization.cases import Case
 from benchmarks.quantization.peers import PEERS
+from benchmarks.quantization.verdicts import verdict
 from compressor.bench import BenchResult, Variant
 from compressor.result import Candidate, Reference, Score, TargetResult
 from compressor.validate import Evaluation
@@ -296,12 +297,19 @@ def _timed(case: Case, engine: str, entries: list[Entry]) -> list[Row]:
     variants = [Variant(e.row["name"], e.artifact, engine) for e in there if e.artifact]
     if not variants:
         return [e.row for e in entries]
-    result = case.judge.time(variants, f"{case.name}-{engine}")
     names = [v.name for v in variants]
-    return [
-        e.row if e.artifact is None else e.row | _times(result, e.row["name"], names)
-        for e in entries
-    ]
+
+    def rows(result: BenchResult) -> list[Row]:
+        return [
+            e.row if e.artifact is None else e.row | _times(result, e.row["name"], names)
+            for e in entries
+        ]
+
+    def decided(result: BenchResult) -> bool:
+        goals = verdict(rows(result), case.size_bytes)["goals"].values()
+        return not any(goal["state"] == "open" and goal.get("interval") for goal in goals)
+
+    return rows(case.judge.time(variants, f"{case.name}-{engine}", decide=decided))
 
 
 def _times(result: BenchResult, name: str, names: list[str]) -> Row:

@@ -43,6 +43,8 @@ _MS = 1_000_000
 class Effort:
     """What an effort means: after which rounds to look, blocks a round, and their length.
 
+    Only where somebody asks for a decision is there more than the first look.
+
     `cap_s` holds for each variant beyond the first and each batch size. Rounds stop at it, but
     never before `MIN_ROUNDS`.
     """
@@ -56,7 +58,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(
-        looks=(5,),
+        looks=(5, 10),
         blocks=4,
         timing=TimingPlan(
             block_ns=100 * _MS,
@@ -69,7 +71,7 @@ EFFORTS: Mapping[str, Effort] = {
         cap_s=30.0,
     ),
     "default": Effort(
-        looks=(7,), blocks=4, timing=TimingPlan(warmup_cap_ns=5000 * _MS), cap_s=120.0
+        looks=(7, 14), blocks=4, timing=TimingPlan(warmup_cap_ns=5000 * _MS), cap_s=120.0
     ),
     "certify": Effort(
         looks=(5, 7, 10, 14, 20), blocks=4, timing=TimingPlan(), cap_s=120.0, self_test=True
@@ -82,7 +84,8 @@ class BenchPlan:
     """How to measure.
 
     Attributes:
-        effort: `quick` (about 10 s a pair), `default` (about 35 s) or `certify` (until decided).
+        effort: `quick` (about 10 s a pair), `default` (about 35 s), both twice as long where that
+            may decide a gate, or `certify` (until decided).
         batches: batch sizes; each needs feeds.
         threads: of the engine, in every variant.
         seed: of the random orders.
@@ -128,8 +131,9 @@ def bench(
         variants: the first is the baseline of the self-test; runtimes may differ.
         feeds: batch size → prepared feeds of that size, used in turn (8 or more are best).
         plan: how long and how.
-        decide: for `certify`: whether the result so far decides what it is for. By default: each
-            variant is certainly faster or slower than the first, or within 2 % of it.
+        decide: whether the result so far decides what it is for. By default one look at it is
+            taken; with `certify`, until each variant is certainly faster or slower than the first,
+            or within 2 % of it.
         progress: told the share done (0–1) and a message.
         samples_dir: where the raw nanoseconds go, one `.npz` for each variant and batch.
 
@@ -141,6 +145,9 @@ def bench(
     """
     effort = plan.resolved()
     _check(variants, feeds, plan)
+    decide = decide or (_decided if plan.effort == "certify" else None)
+    if decide is None:
+        effort = replace(effort, looks=effort.looks[:1])
     if effort.self_test:
         variants = [*variants, replace(variants[0], name=variants[0].name + AGAIN)]
     result = BenchResult(

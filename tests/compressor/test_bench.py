@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         block_ns=10 * MS, block_iterations=2, warmup_ns=1, warmup_iterations=1,
         warmup_slice_ns=2 * MS, warmup_cap_ns=100 * MS,
     )  # fmt: skip
-    quick = replace(benching.EFFORTS["quick"], looks=(3,), blocks=2, timing=timing)
+    quick = replace(benching.EFFORTS["quick"], looks=(3, 5), blocks=2, timing=timing)
     certify = replace(quick, looks=(2, 4), self_test=True)
     monkeypatch.setattr(benching, "EFFORTS", {"quick": quick, "certify": certify})
 
@@ -174,6 +174,21 @@ def test_certify_stops_when_decided_and_tests_itself(small: Artifact, large: Art
     assert seen == result.looks == [2]
     assert result.level == pytest.approx(0.975)
     assert result.timing("large (again)", 1, "large").rounds == 2
+
+
+@pytest.mark.parametrize(("decided", "looks"), [(True, [3]), (False, [3, 5])])
+def test_what_is_undecided_at_the_first_look_gets_a_second(
+    small: Artifact, decided: bool, looks: list[int]
+) -> None:
+    result = bench([ort("a", small)], FEEDS, BenchPlan("quick"), decide=lambda _: decided)
+    assert result.looks == looks
+    assert result.level == pytest.approx(0.975)  # shared by both, also where one was enough
+
+
+def test_where_nothing_is_to_be_decided_one_look_has_the_whole_level(small: Artifact) -> None:
+    result = bench([ort("a", small)], FEEDS, BenchPlan("quick"))
+    assert result.looks == [3]
+    assert result.level == pytest.approx(0.95)
 
 
 def test_the_cap_ends_an_undecided_certification(small: Artifact) -> None:
