@@ -87,6 +87,7 @@ class Search:
 
     def run(self) -> Found:
         """The best assignment found; raises `Unsupported` where not one could be built."""
+        self._require_room()
         self.table = measure(
             self.bench,
             replace(self.budget, minutes=self.budget.minutes and self.budget.minutes / 2),
@@ -107,6 +108,16 @@ class Search:
             what = f"no mixed precision could be built: {reasons}"
             raise Unsupported(what, [], where="quantize_mixed")
         return best
+
+    def _require_room(self) -> None:
+        """What the weights alone break in their fewest bits needs no measuring."""
+        least = sum(
+            min(self.bench.size_bytes(group, option) for option in self._options(group))
+            for group in self.bench.groups
+        )
+        if least > self.limit_bytes:
+            what = f"the weights take {least:,} bytes in 4 bits, the size gate {self.limit_bytes:,}"
+            raise Unsupported(what, [], where="quantize_mixed")
 
     def _options(self, group: Group) -> tuple[str, ...]:
         return tuple(o for o in group.options if o != "half")

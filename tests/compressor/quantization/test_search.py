@@ -1,0 +1,44 @@
+"""The search for mixed precision: what it refuses before it measures anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.quantization.search import Search
+from compressor.quantization.sensitivity import Budget, Group
+from compressor.steps import load_step
+from runtimes.errors import Unsupported
+from tests.compressor.quantization.helpers import prepared
+from tests.contract import subjects
+from tests.step_env import make_env
+
+
+class Bench:
+    """A workbench that may be asked for bytes, and for nothing else."""
+
+    groups = (
+        Group("wide", "Conv", ("wide",), 8000, ("float", "w8", "int8", "w4", "int8-w4")),
+        Group("narrow", "Add", ("narrow",), 10, ("float", "w8")),
+    )
+
+    def size_bytes(self, group: Group, option: str) -> int:
+        bits = {"float": 32, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}[option]
+        return group.elements * bits // 8
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was used")
+
+
+def test_a_size_that_the_weights_alone_break_is_refused_before_measuring(tmp_path: Path) -> None:
+    given = prepared(tmp_path, "convnet", "onnxruntime")
+    options = load_step("quantize_mixed").Options()
+    context = subjects.context("quantize_mixed", given.format)
+    env = make_env(
+        tmp_path, reference=given, data=subjects.data(given), context=context, name="search"
+    )
+    search = Search(given, Bench(), env, options, Budget(None), limit_bytes=4009)  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="weights take 4,010 bytes .* size gate 4,009"):
+        search.run()
