@@ -40,5 +40,5 @@ def test_a_size_that_the_weights_alone_break_is_refused_before_measuring(tmp_pat
         tmp_path, reference=given, data=subjects.data(given), context=context, name="search"
     )
     search = Search(given, Bench(), env, options, Budget(None), limit_bytes=4009)  # type: ignore[arg-type]
-    with pytest.raises(Unsupported, match="weights take 4,010 bytes .* size gate 4,009"):
+    with pytest.raises(Unsupported, match=r"weights take 4,010 bytes .* size gate 4,009"):
         search.run()
