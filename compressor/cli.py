@@ -181,7 +181,7 @@ def _add_run(verbs: Any) -> None:
     model_flags(parser)
     add = parser.add_argument
     add("-o", "--out", default="compress-out", help="output folder (default: compress-out)")
-    effort_flag(parser, "default")
+    effort_flag(parser, None)
     add("--require-judged", action="store_true", help="exit 3 if a gate cannot be judged")
     add("--on-inconclusive", choices=("fail", "warn"), default="fail", help="exit 3, or 0 and warn")
     add("--if-changed", action="store_true", help="do nothing if the output is up to date")

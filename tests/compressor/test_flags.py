@@ -30,3 +30,9 @@ def test_counts_start_at_one(flag: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         recipe(flag, "0")
     assert "0 is not at least 1" in capsys.readouterr().err
+
+
+def test_effort_is_the_recipes_unless_a_flag_names_one() -> None:
+    parse = build_parser().parse_args
+    assert parse(["run", "recipe.yaml"]).effort is None
+    assert parse(["run", "recipe.yaml", "--effort", "certify"]).effort == "certify"
