@@ -16,7 +16,8 @@ from compressor.opening import open_all, source_spec, typical_dims
 from compressor.plan import Plan, make_plan
 from compressor.recipe import Recipe, load_recipe, recipe_folder
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult, Timing
-from compressor.run import STEP_THREADS, Request, execute
+from compressor.run import execute
+from compressor.session import STEP_THREADS, Request
 from compressor.sources import SourceSpec, source_kind
 from compressor.stateful import RecurrentState
 from compressor.store import Store

@@ -5,68 +5,24 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import compressor
 from compressor import output
-from compressor.engine import Engine
-from compressor.env import Progress, Silent
-from compressor.gates import check_gates
-from compressor.judging import Judge, with_budget
-from compressor.macs import count_macs
-from compressor.metrics.steps import over_steps
-from compressor.opening import Opened, open_all, typical_dims
 from compressor.package import build_package
-from compressor.plan import Plan, PlannedStep, PlannedTarget, make_plan
-from compressor.recipe import LOCKED, Recipe, recipe_json
+from compressor.plan import PlannedTarget
+from compressor.recipe import LOCKED, recipe_json
 from compressor.result import Reference, RunRecord, State, TargetResult
-from compressor.stateful import RecurrentState, Steps
-from compressor.store import Store
+from compressor.session import Request, Session
 from compressor.targets import Outcome, run_target
-from compressor.trials import selecting, trial
-from exporters.base import Context, Samples, Trial
 from runtimes.base import load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact
 
 EXIT_ORDER = (70, 2, 7, 6, 5, 4, 1, 3, 0)
-STEP_THREADS = 2
-SCORING_THREADS = 2
 PACKAGE_BATCH = 4  # samples in a package's reference inputs
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one run is asked for.
-
-    Attributes:
-        recipe: validated.
-        base_dir: folder against which the recipe's paths and modules are resolved.
-        out: output folder.
-        store: where finished steps lie.
-        model: a torch module or path that takes the place of `recipe.model.source`.
-        data: objects by role (arrays, iterables, data sets) that take the place of `recipe.data`.
-        progress: where to tell how far the run is.
-        command: as the user typed it, for the report.
-        require_judged: a gate that could not be judged makes the run inconclusive.
-        on_inconclusive: `fail` (exit 3) or `warn` (exit 0 with a warning).
-        effort: overrides `recipe.measure.effort`.
-    """
-
-    recipe: Recipe
-    base_dir: Path
-    out: Path
-    store: Store
-    model: Any = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
-    command: str = ""
-    require_judged: bool = False
-    on_inconclusive: Literal["fail", "warn"] = "fail"
-    effort: str | None = None
 
 
 def execute(request: Request) -> RunRecord:
@@ -91,90 +47,14 @@ class _Run:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self._onnx: Artifact | None = None
-        self._chooser: Judge | None = None
         self._started = time.monotonic()
-        recipe, progress = request.recipe, request.progress
-        self.opened: Opened = open_all(
-            recipe,
-            request.base_dir,
-            request.store,
-            progress,
-            model=request.model,
-            data=request.data,
-        )
-        source = self.opened.source
-        self.sets = self._sets()
-        dims = typical_dims(source, self.sets)
-        context = Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS)
-        self.judge = self._make_judge(dims)
-        self.plan: Plan = make_plan(
-            recipe,
-            source=source,
-            source_format=source.format,
-            inputs=source.inputs,
-            roles=frozenset(self.opened.data),
-            context=context,
-            labelled=self.judge.labelled,
-        )
-        if self.judge.metric is not None and self.judge.labelled:
-            for planned in self.plan.targets:
-                check_gates(planned.gates, self.judge.metric.name, self.judge.metric.fraction)
-        self.engine = Engine(
-            request.store,
-            source,
-            self.opened.identity,
-            self.opened.factory,
-            self.opened.data,
-            self.plan.context,
-            progress,
-            self._trial,
-            records=[self.opened.record],
-        )
-
-    def _sets(self) -> dict[str, Samples]:
-        """What feeds the model as it is: single steps where it has state."""
-        sets = dict(self.opened.data)
-        if self.opened.evaluation is not None:
-            sets = {"evaluation": self._single(self.opened.evaluation), **sets}
-        return sets
-
-    def _single(self, samples: Samples) -> Samples:
-        state = RecurrentState.of(self.opened.source)
-        return samples if state is None else Steps(samples, state, self.request.recipe.seed)
-
-    def _make_judge(self, dims: Mapping[str, int]) -> Judge:
-        from compressor.choosing import choose_metric, load_evaluator
-
-        recipe, request = self.request.recipe, self.request
-        evaluator = load_evaluator(recipe.evaluator, request.base_dir)
-        metric = choose_metric(
-            recipe.metric,
-            self.opened.evaluation,
-            request.base_dir,
-            agreement_only=self.opened.agreement_only,
-            evaluator=evaluator,
-        )
-        samples, state = self.opened.evaluation, RecurrentState.of(self.opened.source)
-        if state and metric and samples and evaluator is None:
-            metric = over_steps(metric, samples.labels)
-        return Judge(
-            store=request.store,
-            measure=with_budget(recipe.measure, request.effort),
-            progress=request.progress,
-            samples=self.opened.evaluation,
-            metric=metric,
-            evaluator=evaluator,
-            seed=recipe.seed,
-            threads=SCORING_THREADS,
-            dims=dims,
-            timing_data=next(iter(self.sets.values()), None),
-            samples_dir=request.out / "samples",
-        )
+        self.session = Session(request)
+        self.opened, self.judge = self.session.opened, self.session.judge
+        self.plan, self.engine = self.session.plan, self.session.engine
 
     def record(self, began: str) -> RunRecord:
         """Everything done, in order."""
-        reference = self._reference()
+        reference = self.session.reference()
         compressed = self.engine.advance(self.engine.source, self.plan.shared)
         output.clear_candidates(self.request.out)
         results = [
@@ -205,31 +85,6 @@ class _Run:
     def _irreproducible(self) -> list[str]:
         """What steps said of themselves, such as a budget in minutes."""
         return list(dict.fromkeys(self.engine.irreproducible))
-
-    def _reference(self) -> Reference:
-        """The original as ONNX: what sizes and scores are compared with."""
-        source = self.engine.source
-        onnx = self._original()
-        for samples in self.sets.values():
-            if isinstance(samples, Steps):
-                samples.original = onnx
-        self.judge.base = self.judge.score_original(onnx)
-        given = source.format == "onnx"
-        size = int(source.facts["given_bytes"]) if given else onnx.size_bytes
-        what = "the given ONNX" if given else "to_onnx of the untouched module"
-        model = self.request.recipe.model.source if self.request.model is None else ""
-        return Reference(
-            source=model or type(self.request.model).__name__,
-            format=source.format,
-            digest=source.digest(),
-            size_bytes=size,
-            size_of=what,
-            inputs=[str(s) for s in onnx.inputs],
-            outputs=[str(s) for s in onnx.outputs],
-            parameters=onnx.facts.get("parameters"),
-            macs=count_macs(onnx.path, onnx.facts.get("dims", {})),
-            score=self.judge.as_score(self.judge.base, "onnxruntime", "no evaluation data"),
-        )
 
     def _deadline(self, number: int) -> float | None:
         """When the target that is `number`th from 1 should end; None: whenever it is done."""
@@ -316,25 +171,6 @@ class _Run:
             if result.state == "inconclusive":
                 found.append(f"{result.name}: inconclusive: {result.reason}")
         return found
-
-    def _trial(
-        self, artifact: Artifact, rest: tuple[PlannedStep, ...], target: str | None
-    ) -> Trial:
-        """A searching step's attempt through the rest of its list, on selection data."""
-        planned = next((t for t in self.plan.targets if t.target.name == target), None)
-        runtime = planned.target.runtime if planned else "onnxruntime"
-        device = planned.context.device if planned else "CPU"
-        made = self.engine.advance(artifact, rest, "trial")
-        if self._chooser is None:
-            self._chooser = selecting(self.judge, self.opened.data, self.request.base_dir)
-            self._chooser.base = self._chooser.score_original(self._original())
-        return trial(self._chooser, made, runtime, device)
-
-    def _original(self) -> Artifact:
-        """The original as ONNX."""
-        if self._onnx is None:
-            self._onnx = self.engine.advance(self.engine.source, self.plan.reference, "original")
-        return self._onnx
 
     def _pinned(self, position: int, step: Any) -> Any:
         """A shared step with its budget in minutes as the number of steps that it became."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from compressor.judging import Judge
 from compressor.recipe import load_recipe
-from compressor.run import Request, _Run
+from compressor.session import Request, Session
 from compressor.store import Store
 from compressor.validate import Evaluation
 from exporters.base import Samples
@@ -105,7 +105,7 @@ class Case:
         return Store(self.cache / "store")
 
     @cached_property
-    def opened(self) -> Any:
+    def opened(self) -> Session:
         """The model, its data and its judge, as a run of the recipe opens them."""
         request = Request(
             recipe=load_recipe(self.recipe([])),
@@ -113,7 +113,7 @@ class Case:
             out=(self.cache / "judge" / self.name).absolute(),
             store=self.store,
         )
-        return _Run(request)
+        return Session(request)
 
     @property
     def judge(self) -> Judge:
@@ -130,7 +130,7 @@ class Case:
     @cached_property
     def base(self) -> Evaluation:
         """The original's outcomes, through ONNX Runtime; also what the judge compares with."""
-        self.opened._reference()
+        self.opened.reference()
         assert self.judge.base is not None
         return self.judge.base
 

@@ -25,7 +25,8 @@ def run_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) -> 
     from compressor.inputs import input_files, stamp
     from compressor.progress import on_stderr
     from compressor.record import load_record, record_text
-    from compressor.run import Request, execute
+    from compressor.run import execute
+    from compressor.session import Request
     from compressor.store import Store
 
     recipe, base = recipe_and_base

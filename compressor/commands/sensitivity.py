@@ -10,17 +10,15 @@ from typing import Any
 
 from compressor.engine import Engine
 from compressor.env import Progress
-from compressor.opening import Opened, open_all, open_model, source_spec, typical_dims
-from compressor.plan import Plan, PlannedTarget, make_plan
+from compressor.opening import open_model, source_spec
+from compressor.plan import Plan, PlannedTarget
 from compressor.recipe import Recipe
 from compressor.result import Damage, Divergence
-from compressor.stateful import Steps
+from compressor.session import STEP_THREADS, Request, Session
 from compressor.store import Store
-from exporters.base import Context, Trial
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
-_THREADS = 2
 _SHOWN = 20
 ALSO = ("int8", "w4")  # columns beside the precision asked for
 
@@ -34,7 +32,8 @@ def sensitivity_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Pa
     store = Store()
     found: dict[str, tuple[Damage, Divergence | None]] = {}
     with on_stderr(args.quiet) as progress:
-        engine, plan = _opened(recipe, base, store, progress)
+        session = _opened(recipe, base, store, progress)
+        engine, plan = session.engine, session.plan
         calibration(engine, "--calibration")
         compressed = engine.advance(engine.source, plan.shared)
         for planned in plan.targets:
@@ -66,42 +65,16 @@ def _json(made: Damage, gap: Divergence | None) -> dict[str, Any]:
     return {"damage": asdict(made), "divergence": None if gap is None else asdict(gap)}
 
 
-def _opened(recipe: Recipe, base: Path, store: Store, progress: Progress) -> tuple[Engine, Plan]:
+def _opened(recipe: Recipe, base: Path, store: Store, progress: Progress) -> Session:
     """The model and data opened and the recipe planned; nothing is built yet."""
-    opened: Opened = open_all(recipe, base, store, progress)
-    source = opened.source
-    dims = typical_dims(source, opened.data)
-    plan = make_plan(
-        recipe,
-        source=source,
-        source_format=source.format,
-        inputs=source.inputs,
-        roles=frozenset(opened.data),
-        context=Context(dims=dims, seed=recipe.seed, threads=_THREADS),
-        labelled=False,
-    )
-    data = dict(opened.data)
-    if opened.agreement_only and opened.evaluation is not None and not source.facts.get("state"):
-        data.setdefault("selection", opened.evaluation)  # what the ranges were not set on
-    engine = Engine(
-        store,
-        source,
-        opened.identity,
-        opened.factory,
-        data,
-        plan.context,
-        progress,
-        _no_trial,
-        records=[opened.record],
-    )
-    for samples in data.values():
-        if isinstance(samples, Steps):  # later steps read the state that the original gives
-            samples.original = engine.advance(source, plan.reference, "original")
-    return engine, plan
-
-
-def _no_trial(*_: Any) -> Trial:
-    raise UsageError("a step that searches cannot run here", where="sensitivity")
+    session = Session(Request(recipe, base, base / "compress-out", store, progress=progress))
+    opened, engine = session.opened, session.engine
+    if opened.agreement_only and opened.evaluation is not None and not session.stateful:
+        # what the ranges were not set on
+        engine.data = {"selection": opened.evaluation, **opened.data}
+    if session.stateful:
+        session.original()  # later steps read the state that it gives
+    return session
 
 
 def _against(
@@ -120,7 +93,7 @@ def _against(
         calibration(engine, "--calibration"),
         runtime=planned.target.runtime,
         samples=min(args.samples, 32),
-        threads=_THREADS,
+        threads=STEP_THREADS,
     )
     engine.progress.end(f"{found.compared} tensors")
     return found
