@@ -18,7 +18,7 @@ from exporters.base import Context, Env, StepSpec, where_installed
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})
@@ -37,8 +37,8 @@ class Options:
         samples: measure each layer's damage on this many.
         minutes: end the search after about this long with the best found; None: no limit.
         method: of calibration, as in `quantize_static`.
-        assign: layer → precision (`float`, `w8`, `int8`, `w4`, `int8-w4`); given, nothing is
-            searched.
+        assign: layer → precision (`float`, `half`, `w8`, `int8`, `w4`, `int8-w4`); given,
+            nothing is searched.
     """
 
     min_reduction: float = 0.75

@@ -30,7 +30,7 @@ from compressor.quantization.openvino_smooth import has_attention
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
 from exporters._drop_in import require_drop_in
 from exporters.base import Env
-from runtimes.errors import MissingTool, Refusal, Unsupported
+from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
 
 
@@ -108,17 +108,31 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     types = sorted(RECURRENT_TYPES)
     scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
     env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return nncf.quantize(
-            model,
-            dataset,
-            subset_size=sum(1 for _ in feeds),
-            fast_bias_correction=True,
-            ignored_scope=scope,
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
-            advanced_parameters=advanced,
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return nncf.quantize(
+                model,
+                dataset,
+                subset_size=sum(1 for _ in feeds),
+                fast_bias_correction=True,
+                ignored_scope=scope,
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
+                advanced_parameters=advanced,
+            )
+    except _errors(nncf) as error:
+        raise BuildFailed(
+            f"NNCF cannot quantize the model: {' '.join(str(error).split())[:300]}",
+            where="quantize_static",
+            expected="a graph that NNCF can place its quantizers in",
+            fix="keep other layers float, or none of those that share a scale with a float one",
+        ) from error
+
+
+def _errors(nncf: Any) -> tuple[type[Exception], ...]:
+    """What NNCF raises where it cannot do a model; its errors have no base class of their own."""
+    own = (e for e in vars(nncf.errors).values() if isinstance(e, type))
+    return (RuntimeError, *(e for e in own if issubclass(e, Exception)))
 
 
 def _estimator(nncf: Any, method: str) -> Any:
@@ -152,6 +166,7 @@ def quiet_nncf() -> Any:
     os.environ["NNCF_CI"] = "1"  # read once, at import: no telemetry object is made
     try:
         import nncf
+        import nncf.errors
         import nncf.quantization.range_estimator
     except ImportError as error:
         raise MissingTool(

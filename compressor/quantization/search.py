@@ -94,7 +94,7 @@ class Search:
             kept=self.env.checkpoint / "sensitivity.json",
             told=lambda share, what: self.env.progress(0.4 * share, what),
         )
-        allowed = {g.name: self._options(g) for g in self.table.groups}
+        allowed = {g.name: g.options for g in self.table.groups}
         times: dict[tuple[str, str], float] = {}
         if self.options.speed and any(INTEGER & set(o) for o in allowed.values()):
             allowed, times = self._what_is_faster(allowed)
@@ -112,15 +112,12 @@ class Search:
     def _require_room(self) -> None:
         """What the weights alone break in their fewest bits needs no measuring."""
         least = sum(
-            min(self.bench.size_bytes(group, option) for option in self._options(group))
+            min(self.bench.size_bytes(group, option) for option in group.options)
             for group in self.bench.groups
         )
         if least > self.limit_bytes:
             what = f"the weights take {least:,} bytes in 4 bits, the size gate {self.limit_bytes:,}"
             raise Unsupported(what, [], where="quantize_mixed")
-
-    def _options(self, group: Group) -> tuple[str, ...]:
-        return tuple(o for o in group.options if o != "half")
 
     def _descend(self, options: list[Cell]) -> Found | None:
         """The coarsest assignment that keeps accuracy on selection data, within the size.

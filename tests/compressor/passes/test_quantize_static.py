@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from exporters.base import Keep
-from runtimes.errors import Unsupported, UsageError
+from runtimes.errors import BuildFailed, Unsupported, UsageError
 from tests.compressor.quantization.helpers import (
     apply,
     executed,
@@ -169,3 +169,16 @@ print("BYTES", apply(place, made, "quantize_weights").size_bytes)
     )
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout.split()[-1]) < 10_000
+
+
+def test_a_model_that_nncf_cannot_place_quantizers_in_fails_as_a_candidate(tmp_path, monkeypatch):
+    given = prepared(tmp_path, "convnet", "openvino")
+    import nncf
+    import nncf.errors
+
+    def broken(*_, **__):
+        raise nncf.errors.InternalError("QConfigs for unified scale group [a, b] are not equal")
+
+    monkeypatch.setattr(nncf, "quantize", broken)
+    with pytest.raises(BuildFailed, match=r"NNCF cannot quantize .* QConfigs for unified scale"):
+        apply(tmp_path, given, "quantize_static")

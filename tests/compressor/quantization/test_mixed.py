@@ -105,5 +105,15 @@ def test_combined_options_cost_the_sum_of_their_parts() -> None:
     sizes = {("g", o): SIZES[o] for o in OPTIONS}
     found = {c.option: c.damage for c in mixed.cells(sensitivity, sizes, {}, {"g": OPTIONS})}
     assert found["int8-w4"] == pytest.approx(1.1e-2)
-    assert "w8" not in found  # it was not measured
+    assert not {"w8", "half"} & set(found)  # not measured, and nothing to bound it with
     assert Sensitivity.from_json(sensitivity.to_json()) == sensitivity
+
+
+def test_half_is_bounded_by_eight_bits_and_taken_where_these_hurt() -> None:
+    group = Group("g", "Conv", ("g",), 100, ("float", "half", "w8"))
+    rows = (Row("g", "float", 0.0, 400), Row("g", "w8", 1e-2, 100))
+    sizes = {("g", "float"): 400, ("g", "half"): 200, ("g", "w8"): 100}
+    found = mixed.cells(Sensitivity((group,), rows, 8), sizes, {}, {"g": group.options})
+    assert {c.option: c.damage for c in found}["half"] == pytest.approx(1e-2 / 32)
+    assert mixed.solve(found, Limits(1e-3)) == {"g": "half"}
+    assert mixed.solve(found, Limits(1e-1)) == {"g": "w8"}

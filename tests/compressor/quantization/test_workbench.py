@@ -67,6 +67,21 @@ def test_all_int8_is_as_noisy_as_the_artifact_that_would_ship(tmp_path: Path, ta
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", ["convnet", "lstm", "transformer_block"])
+def test_half_weights_cost_no_more_than_the_search_takes_them_for(
+    tmp_path: Path, model: str, target: str
+) -> None:
+    bench, _ = bench_of(tmp_path, prepared(tmp_path, model, target))
+    reference = bench.outputs({})
+    for group in bench.groups:
+        if "half" in group.options:
+            half, eight = (
+                noise_share(bench.outputs({group.name: o}), reference) for o in ("half", "w8")
+            )
+            assert half <= eight / 32
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_fewer_bits_cost_more(tmp_path: Path, target: str) -> None:
     given = prepared(tmp_path, "hardswish_net", target)
     bench, env = bench_of(tmp_path, given)
