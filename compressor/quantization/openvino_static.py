@@ -108,25 +108,36 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     types = sorted(RECURRENT_TYPES)
     scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
     env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return nncf.quantize(
-                model,
-                dataset,
-                subset_size=sum(1 for _ in feeds),
-                fast_bias_correction=True,
-                ignored_scope=scope,
-                preset=nncf.QuantizationPreset.MIXED,
-                model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
-                advanced_parameters=advanced,
-            )
-    except _errors(nncf) as error:
-        raise BuildFailed(
-            f"NNCF cannot quantize the model: {' '.join(str(error).split())[:300]}",
-            where="quantize_static",
-            expected="a graph that NNCF can place its quantizers in",
-            fix="keep other layers float, or none of those that share a scale with a float one",
-        ) from error
+    # NNCF places symmetric quantizers around products of a transformer; where such a product meets
+    # another layer in a Concat it then fails, and its placement for other models does not.
+    kinds = [nncf.ModelType.TRANSFORMER, None] if has_attention(model) else [None]
+    for kind in kinds:
+        try:
+            with _silence():
+                return nncf.quantize(
+                    model,
+                    dataset,
+                    subset_size=sum(1 for _ in feeds),
+                    fast_bias_correction=True,
+                    ignored_scope=scope,
+                    preset=nncf.QuantizationPreset.MIXED,
+                    model_type=kind,
+                    advanced_parameters=advanced,
+                )
+        except _errors(nncf) as error:
+            failed = error
+    raise BuildFailed(
+        f"NNCF cannot quantize the model: {' '.join(str(failed).split())[:300]}",
+        where="quantize_static",
+        expected="a graph that NNCF can place its quantizers in",
+        fix="keep other layers float, or none of those that share a scale with a float one",
+    ) from failed
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _errors(nncf: Any) -> tuple[type[Exception], ...]:
