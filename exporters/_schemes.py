@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from exporters.base import QuantScheme
 
 _MOVING = frozenset(
@@ -12,7 +14,8 @@ _MOVING = frozenset(
 _STORE = "quantize_weights stores its weights in integers"
 
 # Integer kernels that ONNX Runtime 1.31's CPU provider makes of Q/DQ pairs and that pay off there;
-# found in its optimized graphs (benchmarks/quantization_engines).
+# found in its optimized graphs (benchmarks/quantization_engines). u8 activations x s8 weights: what
+# VNNI multiplies, and on x86 the only activations that ONNX Runtime fuses throughout.
 ONNXRUNTIME = QuantScheme(
     ops=frozenset(
         {"Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid",
@@ -28,6 +31,16 @@ ONNXRUNTIME = QuantScheme(
         "RNN": "ONNX Runtime has no integer RNN; " + _STORE,
     },
 )  # fmt: skip
+
+# Without VNNI, x86 adds pairs of u8 x s8 products in 16 bits, which saturate: weights of 7 bits do
+# not (ONNX Runtime's documentation, "When to use per-channel and reduce-range").
+ONNXRUNTIME_X86 = replace(ONNXRUNTIME, reduce_range=True)
+
+# 64-bit ARM multiplies s8 x s8; of u8 activations its kernels flip the sign first (onnxruntime pull
+# request 9902). Weights must be symmetric for the fast convolutions (9655), activations need not:
+# with a free zero point Relu is still absorbed, and models are as exact as with u8 (symmetric ones
+# lost up to 6 dB and kept convolutions with a Relu in float, measured on the test models).
+ONNXRUNTIME_ARM = replace(ONNXRUNTIME, activation_signed=True)
 
 OPENVINO = QuantScheme(
     ops=frozenset(

@@ -89,6 +89,11 @@ class QuantScheme:
     never: Mapping[str, str] = field(default_factory=dict)
     reduce_range: bool = False
 
+    @property
+    def weight_limit(self) -> int:
+        """The largest magnitude of an 8-bit weight."""
+        return 63 if self.reduce_range else 127
+
 
 @dataclass(frozen=True)
 class StepSpec:

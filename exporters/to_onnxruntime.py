@@ -7,7 +7,7 @@ and fits one machine). Batch norms are folded, dead and idle nodes dropped, noth
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporters import _schemes
@@ -87,12 +87,14 @@ class Options:
 def scheme_for(flags: Collection[str]) -> QuantScheme:
     """The scheme for a CPU with these feature flags (as /proc/cpuinfo names them).
 
-    An x86 without VNNI adds pairs of u8×s8 products in 16 bits, which saturate: its weights are
-    kept in 7 bits. ARM and VNNI need not.
+    A 32-bit ARM (`neon`) gets u8 activations: its kernels flip the sign of s8 ones.
     """
-    vnni = {"avx512_vnni", "avx_vnni", "avx10_1"} & set(flags)
-    x86 = bool({"sse2", "avx2", "lm"} & set(flags))
-    return replace(_schemes.ONNXRUNTIME, reduce_range=x86 and not vnni)
+    have = set(flags)
+    if "asimd" in have:
+        return _schemes.ONNXRUNTIME_ARM
+    vnni = {"avx512_vnni", "avx_vnni", "avx10_1"} & have
+    x86 = {"sse2", "sse4_1", "avx", "avx2", "lm"} & have
+    return _schemes.ONNXRUNTIME_X86 if x86 and not vnni else _schemes.ONNXRUNTIME
 
 
 def tools() -> dict[str, str]:

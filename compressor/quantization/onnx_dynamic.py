@@ -232,7 +232,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     # What the graph calls them, before it is changed.
     ops = {layer.node.name: layer.node.op_type for layer in chosen}
     absorbed = {layer.absorbed.name for layer in chosen if layer.absorbed is not None}
-    limit = 63 if scheme_of(env.context).reduce_range else 127
+    limit = scheme_of(env.context).weight_limit
     bits = write(model, chosen, options, env, limit, source.inputs)
     save_model(model, env.work / source.entry)
     rows = [row for row in source.facts.get("requested", []) if row["layer"] not in absorbed]

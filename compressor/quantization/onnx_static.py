@@ -104,7 +104,7 @@ def smooth_outliers(
         return []
     few = lambda: islice(data(), SMOOTHING_BATCHES)  # noqa: E731
     seen = channels(model, tensors, few, threads)
-    return smooth.smooth(model, graph, plan, seen, 63 if scheme.reduce_range else 127)
+    return smooth.smooth(model, graph, plan, seen, scheme.weight_limit)
 
 
 def _fixed(graph: Index, plan: Placement) -> set[str]:
@@ -126,7 +126,7 @@ def rounding_errors(graph: Index, layers: Mapping[str, str], scheme: QuantScheme
     """Layer → its weight minus what it will be rounded to."""
     import onnx
 
-    limit, errors = 63 if scheme.reduce_range else 127, {}
+    limit, errors = scheme.weight_limit, {}
     for node in graph.graph.node:
         if node.name in layers:
             weight = onnx.numpy_helper.to_array(graph.weights[layers[node.name]])

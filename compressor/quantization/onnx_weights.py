@@ -42,7 +42,8 @@ def quantize_int8(weight: Floats, axis: int | None, limit: int = 127) -> tuple[I
     Returns the integers in [-limit, limit] and the scales (rank 1, or rank 0 for one).
     """
     peak = np.abs(weight).max(axis=_others(weight.ndim, axis), keepdims=True)
-    scale = np.where(peak > 0, peak / limit, 1.0).astype(np.float32)
+    scale = (peak / limit).astype(np.float32)
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1.0))
     integers = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
     return integers, scale.reshape(()) if axis is None else scale.reshape(-1)
 

@@ -69,6 +69,8 @@ def _why_float(
         return scheme.never[op]
     if op in WEIGHTED and op in scheme.ops:
         return _why_weight_float(graph, kept, node)
+    if op == "HardSigmoid" and min(gate_factors(node)) <= 0:
+        return "alpha or beta is not positive, which a scale must be"
     if op == "Resize" and attribute(node, "mode", b"nearest") != b"nearest":
         return "interpolation is no faster in integers"
     if op in scheme.passthrough:
@@ -84,6 +86,11 @@ def _why_float(
     if op in {"Add", "Mul"} and len(computed) < 2:
         return "one operand is a constant"
     return ""
+
+
+def gate_factors(node: Any) -> tuple[float, float]:
+    """Alpha and beta of a HardSigmoid, clip(alpha·x + beta, 0, 1)."""
+    return attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
 
 
 def _why_weight_float(graph: Index, kept: Mapping[str, str], node: Any) -> str:

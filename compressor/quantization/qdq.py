@@ -15,8 +15,8 @@ import numpy as np
 
 from compressor.quantization.calibration import Range
 from compressor.quantization.onnx_index import Index, Names, take_over_names
-from compressor.quantization.onnx_weights import attribute, output_axis, quantize_int8
-from compressor.quantization.placement import Placement
+from compressor.quantization.onnx_weights import output_axis, quantize_int8
+from compressor.quantization.placement import Placement, gate_factors
 from exporters._onnx_graph import drop_dead_weights, replace
 from exporters.base import QuantScheme
 
@@ -35,11 +35,16 @@ def grid(bounds: Range, scheme: QuantScheme) -> Grid:
     kind = np.int8 if scheme.activation_signed else np.uint8
     bottom, top = int(np.iinfo(kind).min), int(np.iinfo(kind).max)
     if scheme.activation_symmetric:
-        peak = max(-low, high) or 1.0
+        peak = max(-low, high)
         middle = (bottom + top + 1) // 2
-        return Grid(np.float32(peak / (top - middle)), kind(middle))
-    scale = np.float32((high - low) / (top - bottom) or 1.0)
+        return Grid(_scale(peak / (top - middle)), kind(middle))
+    scale = _scale((high - low) / (top - bottom))
     return Grid(scale, kind(np.clip(round(bottom - low / float(scale)), bottom, top)))
+
+
+def _scale(step: float) -> np.float32:
+    """`step`, or 1 where it is 0 or so small that engines take it for 0."""
+    return np.float32(step if step >= np.finfo(np.float32).tiny else 1.0)
 
 
 class _Writer:
@@ -149,7 +154,7 @@ def _weight(
     if (tensor.name, axis) in dequantized:
         node.input[1] = dequantized[tensor.name, axis]
         return []
-    limit = 63 if writer.scheme.reduce_range else 127
+    limit = writer.scheme.weight_limit
     per_channel = axis if writer.scheme.weight_per_channel else None
     integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit)
     inputs = [writer.replacement(tensor.name, integers), writer.value("ws", scale)]
@@ -195,7 +200,7 @@ def _gate(node: Any, writer: _Writer, source: Grid) -> list[Any]:
     """
     import onnx
 
-    alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    alpha, beta = gate_factors(node)
     top = np.iinfo(source.zero.dtype).max
     integers = writer.pairs[node.input[0]][0]
     zero = writer.value("z", np.asarray(source.zero))

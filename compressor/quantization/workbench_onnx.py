@@ -120,7 +120,7 @@ class OnnxBench:
         if option in FOUR:
             return dequantize(*quantize_int4(weight.values, weight.axis), weight.axis)
         if option in {"w8", "int8"}:
-            limit = 63 if self.scheme.reduce_range and option == "int8" else 127
+            limit = self.scheme.weight_limit if option == "int8" else 127
             return dequantize(*quantize_int8(weight.values, weight.axis, limit), weight.axis)
         if option == "half":
             return weight.values.astype(np.float16).astype(np.float32)

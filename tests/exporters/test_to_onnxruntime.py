@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from exporters import to_onnxruntime
 from exporters._check import onnx_session, run_onnx
+from exporters._schemes import ONNXRUNTIME, ONNXRUNTIME_ARM, ONNXRUNTIME_X86
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact
 from tests import models
@@ -90,12 +91,26 @@ def test_another_result_fails_the_build_naming_the_output(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("flags", "reduced"),
-    [({"sse2", "avx2"}, True), ({"sse2", "avx512_vnni"}, False), ({"lm", "avx_vnni"}, False),
-     ({"asimd", "asimddp"}, False)],
-)  # fmt: skip
-def test_an_x86_without_vnni_keeps_seven_bits(flags, reduced):
-    assert to_onnxruntime.scheme_for(flags).reduce_range is reduced
+    ("flags", "scheme"),
+    [
+        ({"sse2", "avx2"}, ONNXRUNTIME_X86),
+        ({"sse4_1", "avx"}, ONNXRUNTIME_X86),
+        ({"sse2", "avx512_vnni"}, ONNXRUNTIME),
+        ({"lm", "avx_vnni"}, ONNXRUNTIME),
+        ({"asimd", "asimddp"}, ONNXRUNTIME_ARM),
+        ({"asimd"}, ONNXRUNTIME_ARM),
+        ({"neon", "vfpv4"}, ONNXRUNTIME),
+        ((), ONNXRUNTIME),
+    ],
+)
+def test_the_scheme_follows_the_cpus_flags(flags, scheme):
+    assert to_onnxruntime.scheme_for(flags) == scheme
+
+
+def test_seven_bits_are_for_x86_and_signed_activations_for_arm():
+    assert (ONNXRUNTIME.weight_limit, ONNXRUNTIME_X86.weight_limit) == (127, 63)
+    assert ONNXRUNTIME_ARM.activation_signed
+    assert not ONNXRUNTIME_ARM.activation_symmetric
 
 
 def test_the_result_is_an_artifact_on_disk(tmp_path):
