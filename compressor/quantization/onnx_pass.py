@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.quantization import smooth
 from compressor.quantization.calibration import batches
+from compressor.quantization.conformance import onnx_violations, require_conforming
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
 from exporters._drop_in import require_drop_in
@@ -82,9 +83,10 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         said=lambda text: env.progress(0.5, text),
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )
-    path = env.work / source.entry
-    save_model(made.model, path)
-    facts = {**source.facts, **_facts(source, made, options, scheme_of(env.context))}
+    scheme = scheme_of(env.context)
+    require_conforming(onnx_violations(made.model, scheme, made.plan.reasons), "quantize_static")
+    save_model(made.model, env.work / source.entry)
+    facts = {**source.facts, **_facts(source, made, options, scheme)}
     return require_drop_in(source, write_quantized(source, facts, env))
 
 

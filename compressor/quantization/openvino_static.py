@@ -21,6 +21,8 @@ import numpy as np
 from compressor.quantization import openvino_smooth, smooth
 from compressor.quantization.calibration import batches
 from compressor.quantization.calibration_ranges import PERCENTILE
+from compressor.quantization.conformance import require_conforming
+from compressor.quantization.conformance_openvino import openvino_violations
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import keep_of, write_quantized
 from compressor.quantization.onnx_static import SMOOTHING_BATCHES
@@ -61,8 +63,10 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         # The engine's own transformations broke what the file says; seen where factors met a mean.
         made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
         notes = ["SmoothQuant was undone: OpenVINO computed something else with it"]
-    path = env.work / source.entry
-    write_ir(made, path, source)
+    if env.context.scheme is not None:
+        found = openvino_violations(made, env.context.scheme)
+        require_conforming(found, "quantize_static")
+    write_ir(made, env.work / source.entry, source)
     rows = requested(made, stay)
     if not any(row["requested"] == "int8" for row in rows):
         left = [Refusal(row["layer"], row["reason"]) for row in rows]
