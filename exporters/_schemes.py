@@ -30,6 +30,10 @@ ONNXRUNTIME = QuantScheme(
         "LSTM": "a static integer LSTM is not run; " + _STORE,
         "RNN": "ONNX Runtime has no integer RNN; " + _STORE,
     },
+    fused=frozenset(
+        {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "AveragePool",
+         "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Concat", "Softmax"}
+    ),
 )  # fmt: skip
 
 # Without VNNI, x86 adds pairs of u8 x s8 products in 16 bits, which saturate: weights of 7 bits do

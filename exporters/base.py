@@ -74,6 +74,7 @@ class QuantScheme:
         passthrough: ops that move or select integers unchanged (MaxPool, Reshape, …): input and
             output share one scale.
         never: ops that must stay float here, with the reason shown to the user.
+        fused: ops that the engine makes integer by itself wherever pairs stand around them.
         reduce_range: 7-bit weights, for x86 without VNNI (u8×s8 saturates in 16 bits).
     """
 
@@ -87,6 +88,7 @@ class QuantScheme:
     ops: FrozenSet[str] = frozenset()
     passthrough: FrozenSet[str] = frozenset()
     never: Mapping[str, str] = field(default_factory=dict)
+    fused: FrozenSet[str] = frozenset()
     reduce_range: bool = False
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.guards import fused, merged
 from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_weights import attribute, output_axis
 from compressor.quantization.placement import WEIGHTED
@@ -87,6 +88,11 @@ class _Checks:
     ) -> None:
         self.graph, self.opset, self.scheme, self.floats = graph, opset, scheme, floats
         self.kind = np.dtype(np.int8 if scheme.activation_signed else np.uint8)
+        self.integer = {
+            node.name
+            for node in graph.graph.node
+            if node.op_type in WEIGHTED and self._from_integers(node.input[1], constant=True)
+        }
 
     def nodes(self) -> Iterator[Violation]:
         for node in self.graph.graph.node:
@@ -96,12 +102,14 @@ class _Checks:
                 yield from self._activation(node)
             elif node.op_type == "DequantizeLinear":
                 yield from self._dequantized(node)
-            elif node.op_type in self.scheme.never:
-                yield from self._never(node)
+            elif node.name in self.floats or node.op_type in self.scheme.never:
+                yield from self._float(node)
             elif node.op_type in WEIGHTED:
                 yield from self._weighted(node)
-            elif node.op_type in self.scheme.passthrough and node.name not in self.floats:
+            elif node.op_type in self.scheme.passthrough:
                 yield from self._passthrough(node)
+            elif self.scheme.fused and merged(self.graph, node, self._is_integer, self._is_paired):
+                yield Violation(node.name, "merged with a Gemm", "a pair behind it", "float")
 
     def kept_twice(self) -> Iterator[Violation]:
         """Initializers that nobody reads: above all float weights beside their integers."""
@@ -233,9 +241,7 @@ class _Checks:
 
     def _weighted(self, node: Any) -> Iterator[Violation]:
         """Integer weights need integer inputs: else they are dequantized at every call."""
-        if not self._from_integers(node.input[1], constant=True):
-            return
-        if not self._from_integers(node.input[0], constant=False):
+        if node.name in self.integer and not self._from_integers(node.input[0], constant=False):
             yield Violation(node.name, "input", "8-bit, as its weight", "float")
 
     def _from_integers(self, name: str, *, constant: bool) -> bool:
@@ -244,11 +250,21 @@ class _Checks:
             return False
         return (self._array(maker.input[0]) is not None) == constant
 
-    def _never(self, node: Any) -> Iterator[Violation]:
-        for name in node.input:
-            if name and self._from_integers(name, constant=True):
-                reason = self.scheme.never[node.op_type]
-                yield Violation(node.name, "never in integers", reason, "a weight in 8 bits")
+    def _float(self, node: Any) -> Iterator[Violation]:
+        """What must stay float gets no integer weight, and no pairs that the engine fuses."""
+        reason = self.scheme.never.get(node.op_type, "a float layer")
+        if any(name and self._from_integers(name, constant=True) for name in node.input):
+            yield Violation(node.name, "never in integers", reason, "a weight in 8 bits")
+        comes = lambda name: self._from_integers(name, constant=False)  # noqa: E731
+        if fused(self.graph, self.scheme, node, comes, self._is_paired):
+            yield Violation(node.name, "never in integers", reason, "pairs around it")
+
+    def _is_paired(self, name: str) -> bool:
+        readers = self.graph.consumers.get(name, [])
+        return any(reader.op_type == "QuantizeLinear" for reader in readers)
+
+    def _is_integer(self, name: str) -> bool:
+        return name in self.integer
 
     def _passthrough(self, node: Any) -> Iterator[Violation]:
         """What only moves values gives them on with the scale they came with."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration import Range
+from compressor.quantization.guards import GUARD, guarded
 from compressor.quantization.onnx_index import Index, Names, take_over_names
 from compressor.quantization.onnx_weights import output_axis, quantize_int8
 from compressor.quantization.placement import Placement, gate_factors
@@ -107,10 +108,12 @@ def write_qdq(
         if name not in plan.made_here and name not in graph.producers:
             nodes += writer.pair(name, grids[name])
     dequantized: dict[tuple[str, int], str] = {}
-    sources = {node.name: node.input[0] for node in model.graph.node}
-    integer = set(plan.integer)
+    sources = {node.name: node.input[0] for node in model.graph.node if node.input}
+    integer, apart = set(plan.integer), guarded(graph, scheme, plan)
     for node in model.graph.node:
         before, after = _rewrite(node, writer, plan, grids, integer)
+        if node.name in apart:
+            before.append(_guard(node, writer))
         if node.name in plan.weights:
             before += _weight(node, graph, writer, dequantized)
             if node.op_type == "Gemm" and len(node.input) > 2:
@@ -141,6 +144,14 @@ def _rewrite(
         else:
             after += writer.pair(name, grids[name])
     return before, after
+
+
+def _guard(node: Any, writer: _Writer) -> Any:
+    """A node that keeps the engine from fusing `node` with what makes its first input."""
+    import onnx
+
+    source, node.input[0] = node.input[0], writer.names.new("k")
+    return onnx.helper.make_node(GUARD, [source], [node.input[0]])
 
 
 def _weight(

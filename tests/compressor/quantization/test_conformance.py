@@ -162,6 +162,19 @@ def integer_gru(model: ModelProto) -> None:
         model.graph.node.insert(at + i, each)
 
 
+def softmax_between_pairs(model: ModelProto) -> None:
+    x = node(model, "softmax")
+    x.input[0] = "mid.dq.out"
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["p", "s", "z"], ["p.q"], "p.q"))
+
+
+def relu_behind_a_gemm(model: ModelProto) -> None:
+    gemm = node(model, "head")
+    at = list(model.graph.node).index(gemm)
+    model.graph.node.insert(at + 1, helper.make_node("Relu", ["before"], ["head.out"], "relu"))
+    gemm.output[0] = "before"
+
+
 def old_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 12
 
@@ -182,6 +195,8 @@ ILLEGAL: list[tuple[Callable[[ModelProto], None], str, str, QuantScheme]] = [
     (rescaled_by_a_pool, "pool", "passed on: expected the scale of its input", ONNXRUNTIME),
     (no_pair_behind, "pool", "passed on: expected the scale", ONNXRUNTIME),
     (integer_gru, "gru", "never in integers: expected ONNX Runtime has no integer", ONNXRUNTIME),
+    (softmax_between_pairs, "softmax", "never in integers: expected 8-bit att", ONNXRUNTIME),
+    (relu_behind_a_gemm, "relu", "merged with a Gemm: expected a pair behind it", ONNXRUNTIME),
     (old_opset, "w.dq.out", "scales per channel: expected operator set 13", ONNXRUNTIME),
     (lambda m: None, "conv", "weight range: expected ±63", ONNXRUNTIME_X86),
     (lambda m: None, "image", "activation type: expected int8", ONNXRUNTIME_ARM),
