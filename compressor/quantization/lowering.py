@@ -2,7 +2,8 @@
 
 ONNX Runtime has integer Conv, Add, Mul and GlobalAveragePool, but no ConvTranspose, HardSwish and
 ReduceMean. Around those it would convert to float and back, which makes an 8-bit network slower
-than the float one.
+than the float one. A product of matrices with a row added becomes a Gemm: the engine makes one of
+it anyway, but of the dequantized weights, and computes it in float.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from exporters._onnx_graph import drop_dead_weights, replace
 def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
     """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names."""
     names, nodes, done = Names(model.graph), [], []
+    sums = {}
     for node in model.graph.node:
+        if node.name in sums:
+            continue
         made = None if node.name in kept else _lowered(node, graph, names, model.graph)
+        if made is None and (row := _row_added(node, graph, kept)):
+            made, sums[row.name] = [_gemm(node, row, graph)], node.name
         nodes += made or [node]
         if made:
             done.append(node.name)
@@ -55,6 +61,26 @@ def _hard_swish(node: Any, names: Names) -> list[Any]:
     )
     product = onnx.helper.make_node("Mul", [node.input[0], gate], list(node.output), node.name)
     return [sigmoid, product]
+
+
+def _row_added(node: Any, graph: Index, kept: set[str]) -> Any | None:
+    """The Add of a constant row behind a product of two matrices, if nothing else reads that."""
+    if node.op_type != "MatMul" or node.name in kept or graph.ranks.get(node.input[0]) != 2:
+        return None
+    weight, add = graph.weights.get(node.input[1]), graph.only_consumer(node.output[0])
+    if weight is None or len(weight.dims) != 2 or add is None or add.op_type != "Add":
+        return None
+    row = graph.weights.get(next((name for name in add.input if name != node.output[0]), ""))
+    fits = row is not None and list(row.dims) == [weight.dims[1]]
+    floats = {*node.input, node.output[0]} <= graph.floats
+    return add if fits and floats and add.name not in kept else None
+
+
+def _gemm(node: Any, add: Any, graph: Index) -> Any:
+    import onnx
+
+    row = next(name for name in add.input if name in graph.weights)
+    return onnx.helper.make_node("Gemm", [*node.input, row], list(add.output), node.name)
 
 
 def _is_spatial_mean(node: Any, graph: Index) -> bool:
