@@ -165,7 +165,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
     Nothing is written outside a temporary folder. A torch module is built and looked at only with
     `deep`; an ONNX file always is.
     """
-    from compressor.opening import open_data_sets
+    from compressor.opening import data_warnings, open_data_sets
 
     spec = source_spec(recipe, base_dir)
     with tempfile.TemporaryDirectory(prefix="compress-plan-") as folder:
@@ -174,6 +174,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             inputs = named_inputs(spec)
             state = RecurrentState(recipe.model.state, inputs) if recipe.model.state else None
             sets = open_data_sets(recipe.data, inputs, base_dir, state) if inputs else {}
+            warnings = data_warnings(sets)
             evaluation = sets.pop("evaluation", None)
             metric = _metric(recipe, base_dir, evaluation)
             known = "evaluation" in recipe.data if not inputs else _judges(metric)
@@ -186,7 +187,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
                 context=Context(seed=recipe.seed, threads=STEP_THREADS),
                 labelled=known,
             )
-            return _with_gates_checked(planned, metric)
+            return _with_gates_checked(replace(planned, warnings=tuple(warnings)), metric)
         opened = open_all(recipe, base_dir, Store(Path(folder)), Silent())
         dims = typical_dims(opened.source, opened.data)
         metric = _metric(recipe, base_dir, None if opened.agreement_only else opened.evaluation)
@@ -199,6 +200,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
             labelled=_judges(metric),
         )
+        planned = replace(planned, warnings=tuple(opened.warnings))
         return _with_gates_checked(_with_recurrent(planned, opened.source), metric)
 
 

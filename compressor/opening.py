@@ -108,12 +108,12 @@ def open_all(
     sets = open_data_sets(specs, source.inputs, base_dir, state)
     progress.end(", ".join(f"{len(s):,} {role}" for role, s in sets.items()) or "none")
     records = [data_record(role, samples) for role, samples in sets.items()]
-    warnings = [f"{r.role} data: {w}" for r in records for w in r.warnings]
+    warnings = data_warnings(sets)
     evaluation = sets.pop("evaluation", None)
     judged = evaluation is not None or recipe.evaluator is not None
     sets, held_out = _calibration_defaults(sets, judged, recipe.seed)
     if state is not None:  # steps see single steps; only scoring runs whole sequences
-        from compressor.data import FEW_CALIBRATION
+        from compressor.data.lint import FEW_CALIBRATION
 
         sets = {role: Steps(samples, state, recipe.seed) for role, samples in sets.items()}
         enough = len(sets.get("calibration", ())) >= FEW_CALIBRATION
@@ -158,6 +158,7 @@ def open_data_sets(
     With `state` they are sequences, see `compressor.stateful`.
     """
     from compressor.data import check_disjoint, open_data
+    from compressor.data.lint import beside
     from compressor.data.readers import array_names
 
     sets: dict[str, Any] = {}
@@ -177,7 +178,17 @@ def open_data_sets(
                 problems.append(Problem.of(error))
     if problems:
         raise Problems(problems)
+    judges = sets.get("evaluation", sets.get("selection"))
+    for samples in sets.values():
+        if judges is not None and samples is not judges:
+            new = [text for text in beside(samples, judges) if text not in samples.warnings]
+            samples.warnings += new
     return sets
+
+
+def data_warnings(sets: Mapping[str, Any]) -> list[str]:
+    """What is suspicious about the data sets of a run, each sentence with its role."""
+    return [f"{role} data: {text}" for role, s in sets.items() for text in s.warnings]
 
 
 def data_record(role: str, samples: Any) -> DataRecord:

@@ -60,13 +60,14 @@ class PlannedTarget:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that would run."""
+    """Everything that would run, and what is suspicious about its data."""
 
     shared: tuple[PlannedStep, ...]
     shared_format: str
     reference: tuple[PlannedStep, ...]
     targets: tuple[PlannedTarget, ...]
     context: Context
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass

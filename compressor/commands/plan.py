@@ -31,7 +31,10 @@ def plan_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) ->
         for line in target.recurrent:
             print(f"  recurrent  {line}")
         print(f"  gates      {', '.join(str(g) for g in target.gates)}")
-    print("\nnothing stands in the way of a run")
+    print()
+    for warning in planned.warnings:
+        print(f"warning: {warning}")
+    print("nothing stands in the way of a run")
     return 0
 
 
@@ -48,6 +51,7 @@ def _spelled(step: Any) -> str:
 def _plan_json(planned: Any) -> dict[str, Any]:
     return {
         "shared": [_spelled(s) for s in planned.shared],
+        "warnings": list(planned.warnings),
         "targets": {
             t.target.name: {
                 "device": t.context.device,

@@ -19,6 +19,7 @@ import numpy as np
 
 from compressor.data.bind import LABELS, Array, Binder, Feed, Labels, check_finite
 from compressor.data.checks import check_disjoint, label_bytes, row_digests
+from compressor.data.lint import Profile, alone
 from compressor.data.readers import (
     ArrayReader,
     ItemReader,
@@ -34,7 +35,6 @@ from runtimes.types import TensorSpec, canonical
 
 __all__ = ["DataSet", "DataSpec", "check_disjoint", "open_data"]
 
-FEW_CALIBRATION = 100
 FEW_EVALUATION = 300
 _SCAN = 256  # samples looked at at once, fewer where they are large
 _SCAN_BYTES = 64 << 20
@@ -77,7 +77,7 @@ class DataSet:
         labels: one a sample, or None.
         description: one line for people.
         warnings: what the user should know.
-        ranges: input → (lowest, highest) value seen.
+        profile: what `compressor.data.lint` looks at.
         preprocess: how pictures were prepared, as JSON, or None.
     """
 
@@ -89,7 +89,7 @@ class DataSet:
         self.ragged = reader.ragged
         self.warnings: list[str] = []
         self.preprocess: dict[str, Any] | None = None
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.profile = Profile()
         self._labels = _take(reader.labels, self.indices)
         self._digests = self._scan()
         self.fingerprint = self._fingerprint()
@@ -149,10 +149,7 @@ class DataSet:
         found: list[str] = []
         for part, feed in self.batches(self._scan_size(), list(indices)):
             check_finite(feed, self.reader.where, [self.name(i) for i in part])
-            for name, array in feed.items():
-                if array.size and array.dtype.kind == "f":
-                    low, high = self.ranges.get(name, (np.inf, -np.inf))
-                    self.ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
+            self.profile.add(feed, len(part))
             found += row_digests(feed, self.ragged) if digest else []
         return found
 
@@ -379,9 +376,8 @@ def _finish(reader: Reader, binder: Binder, role: str, spec: DataSpec) -> DataSe
     data = DataSet(reader, role, binder.inputs, _draw(len(reader), spec.limit, spec.seed))
     if len(data) < len(reader):
         data.warnings.append(f"{len(data):,} of {len(reader):,} samples are used (limit)")
-    if role == "calibration" and len(data) < FEW_CALIBRATION:
-        text = f"only {len(data)} samples: ranges from fewer than {FEW_CALIBRATION} are unreliable"
-        data.warnings.append(text)
+    if role == "calibration":
+        data.warnings += alone(data)
     if role == "evaluation" and len(data) < FEW_EVALUATION:
         text = f"only {len(data)} samples: fewer than {FEW_EVALUATION} cannot certify a drop of 1 %"
         data.warnings.append(text)

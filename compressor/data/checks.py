@@ -43,19 +43,12 @@ def label_bytes(label: Any) -> bytes:
 
 
 def check_disjoint(a: DataSet, b: DataSet) -> None:
-    """Raise `UsageError` naming the samples that `a` and `b` share, up to five and their count.
-
-    Where both hold the same kind of values but in another range (0–255 in one, 0–1 in the other),
-    a sentence is added to `a.warnings`.
-    """
+    """Raise `UsageError` naming the samples that `a` and `b` share, up to five and their count."""
     first, second = a.digests(), b.digests()
     if _kind(first) != _kind(second):
         first, second = a.array_digests(), b.array_digests()
     seen = {digest: i for i, digest in reversed(list(enumerate(second)))}
     shared = [(i, seen[digest]) for i, digest in enumerate(first) if digest in seen]
-    for text in _range_warnings(a, b):
-        if text not in a.warnings:
-            a.warnings.append(text)
     if not shared:
         return
     named = [f"{a.role}[{i}] equals {b.role}[{j}]" for i, j in shared[:5]]
@@ -70,18 +63,3 @@ def check_disjoint(a: DataSet, b: DataSet) -> None:
 
 def _kind(digests: Sequence[str]) -> str:
     return digests[0].partition(":")[0] if digests else ""
-
-
-def _range_warnings(a: DataSet, b: DataSet) -> list[str]:
-    found = []
-    for name in sorted(set(a.ranges) & set(b.ranges)):
-        (low, high), (other_low, other_high) = a.ranges[name], b.ranges[name]
-        span, other = high - low, other_high - other_low
-        wider = span > 8 * other or other > 8 * span
-        centred = (low < -0.1 * span) != (other_low < -0.1 * other)
-        if wider or (centred and min(span, other) > 0):
-            found.append(
-                f"{name} lies in {low:.4g}–{high:.4g} here and in {other_low:.4g}–{other_high:.4g} "
-                f"in the {b.role} data: is one of them scaled or normalised differently?"
-            )
-    return found
