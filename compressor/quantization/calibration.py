@@ -39,6 +39,8 @@ class Statistics:
         by_method: the same after each of them.
         means: the mean of each channel.
         samples: how many were seen.
+        growth: by how much, of what it is in the end, the median range grew over the last half of
+            the samples; None where there were too few to tell.
         held_bytes: histograms, and the activations that were held at once to fill them.
     """
 
@@ -46,6 +48,7 @@ class Statistics:
     by_method: dict[str, dict[str, Range]] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
+    growth: float | None = None
     held_bytes: int = 0
 
 
@@ -151,11 +154,15 @@ def calibrate(
     clips = bool(tensors) and wanted != ("minmax",)
     found, sizes = Statistics(), dict[str, int]()
     taps = _with_taps(model, tensors, mean_axes, sizes=clips)
+    earlier: list[tuple[int, dict[str, Range]]] = []
     for outputs, count in _stream(taps, data, threads):
         _merge(found, outputs, count, sizes)
+        if not earlier or found.samples >= 2 * earlier[-1][0]:
+            earlier.append((found.samples, dict(found.ranges)))
         if told is not None:
             told(found.samples)
     _check_finite(found.ranges)
+    found.growth = _growth(earlier, found)
     if clips:
         counts = _histograms(model, found, sizes, data, threads, said)
         for name in wanted:
@@ -278,6 +285,19 @@ def _merge(
             at = float(value)
             found.ranges[name] = (min(low, at), high) if kind == "min" else (low, max(high, at))
     found.samples += count
+
+
+def _growth(earlier: Sequence[tuple[int, dict[str, Range]]], found: Statistics) -> float | None:
+    """See `Statistics.growth`; the last half is what came after the last doubling before it."""
+    halves = [ranges for count, ranges in earlier if 2 * count <= found.samples]
+    if not halves or not found.ranges:
+        return None
+    shares = []
+    for name, (low, high) in found.ranges.items():
+        width = max(high, 0.0) - min(low, 0.0)
+        before = max(halves[-1][name][1], 0.0) - min(halves[-1][name][0], 0.0)
+        shares.append(1 - before / width if width else 0.0)
+    return float(np.median(shares))
 
 
 def _check_output(name: str, values: Any) -> None:

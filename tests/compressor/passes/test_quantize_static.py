@@ -152,6 +152,19 @@ def test_facts_say_what_was_done(tmp_path):
     assert {row["layer"]: row["requested"] for row in facts["requested"]}["rnn"] == "float32"
 
 
+def test_ranges_that_still_grow_are_said(tmp_path):
+    from compressor.quantization.calibration import Statistics
+    from compressor.quantization.onnx_pass import _converged
+
+    notes = apply(tmp_path, prepared(tmp_path, "convnet"), "quantize_static").facts["notes"]
+    assert any(note.startswith("calibrated on 64 samples: the median range grew") for note in notes)
+    (text,) = _converged(Statistics(samples=64, growth=0.31))
+    assert text.endswith(
+        "grew by 31% over the last half; at most 20% was expected: "
+        "hand in more samples, drawn at random"
+    )
+
+
 def test_the_bare_core_is_enough(tmp_path):
     """No torch, NNCF, OpenVINO, scipy or sympy on the way from an ONNX file to INT8 in 4 bits."""
     code = f"""

@@ -9,6 +9,7 @@ from compressor.quantization import calibration
 from compressor.quantization.calibration import batches, calibrate
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
+from tests import models
 from tests.step_env import ArraySamples
 
 X = np.random.default_rng(0).normal(size=(50, 3, 4)).astype(np.float32)
@@ -151,3 +152,15 @@ def test_a_bounded_batch_is_kept_to() -> None:
     free = [TensorSpec("x", "float32", ("n", 3, 4))]
     sizes = [len(f["x"]) for f in batches(samples, free, 300, {"n": [2, 4]})]
     assert sizes == [4, 4, 4, 4, 4]
+
+
+def test_growth_tells_whether_more_samples_would_widen_the_ranges():
+    model = models.mlp()
+    rng = np.random.default_rng(0)
+    images = rng.random((64, 1, 28, 28)).astype(np.float32)
+    fed = lambda x: lambda: ({"image": x[i : i + 8]} for i in range(0, len(x), 8))  # noqa: E731
+    grown = lambda x: calibrate(model, ["image", "relu1.out"], {}, fed(x)).growth  # noqa: E731
+    assert grown(images) < 0.1
+    brighter = images * np.linspace(0.1, 3, 64, dtype=np.float32)[:, None, None, None]
+    assert grown(brighter) > 0.4
+    assert grown(images[:8]) is None
