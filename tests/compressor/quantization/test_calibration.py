@@ -59,6 +59,14 @@ def test_other_methods_clip_outliers_too(method):
     assert -15 < low < -1.5
 
 
+def test_zeros_do_not_decide_the_range_by_entropy():
+    x = np.abs(np.tile(X, (2000, 1, 1)))
+    _, alone = calibrate(square(), ["x"], {}, stream(x, 5000), method="entropy").ranges["x"]
+    half = np.where(np.random.default_rng(0).random(x.shape) < 0.5, 0, x).astype(np.float32)
+    _, high = calibrate(square(), ["x"], {}, stream(half, 5000), method="entropy").ranges["x"]
+    assert high == pytest.approx(alone, rel=0.1)
+
+
 def test_methods_share_their_passes_and_say_what_they_hold():
     said: list[str] = []
     methods = ["minmax", "percentile", "mse", "entropy"]
