@@ -213,13 +213,11 @@ class Trial:
         size_bytes: of what would ship.
         drop: relative loss against the original on the same samples; without labels, the share of
             answers that differ from the original's, or else the noise share of the outputs.
-        latency_ns: of one inference, where it was timed.
     """
 
     score: float
     size_bytes: int
     drop: Optional[float] = None
-    latency_ns: Optional[int] = None
 
 
 class Env(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,20 +91,6 @@ class Sensitivity:
 
     def _index(self) -> dict[tuple[str, str], Row]:
         return {(row.group, row.option): row for row in self.rows}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `from_json` reads it."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Sensitivity:
-        """What `to_json` wrote."""
-        groups = tuple(
-            Group(**{**g, "layers": tuple(g["layers"]), "options": tuple(g["options"])})
-            for g in data["groups"]
-        )
-        rows = tuple(Row(**row) for row in data["rows"])
-        return Sensitivity(groups, rows, data["samples"], data["complete"], data["seconds"])
 
 
 class Workbench(Protocol):
