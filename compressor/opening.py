@@ -158,7 +158,7 @@ def open_data_sets(
     With `state` they are sequences, see `compressor.stateful`.
     """
     from compressor.data import check_disjoint, open_data
-    from compressor.data.lint import beside
+    from compressor.data.lint import beside, require_varied
     from compressor.data.readers import array_names
 
     sets: dict[str, Any] = {}
@@ -168,6 +168,8 @@ def open_data_sets(
             if state is not None:
                 inputs = state.sequence_inputs(array_names(spec, base_dir))
             sets[role] = open_data(spec, role, inputs, base_dir)
+            if role == "calibration":
+                require_varied(sets[role])
         except CompressError as error:
             problems += error.problems if isinstance(error, Problems) else [Problem.of(error)]
     for role in sorted(set(sets) - {"evaluation"}):

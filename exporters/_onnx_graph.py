@@ -15,7 +15,7 @@ from runtimes.types import TensorSpec
 
 OPSET = 21  # the first one with INT4 tensors
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-_TWO_GIB = 2**31 - 2**20  # protobuf's limit, less some room for the graph
+LARGEST = 2**31 - 2**20  # bytes in one piece: protobuf's limit, less some room for the graph
 
 
 def load_model(path: Path) -> Any:
@@ -29,7 +29,7 @@ def save_model(model: Any, path: Path) -> None:
     """Write `model` with a fixed byte order; past 2 GiB the weights go to `<name>.data`."""
     import onnx
 
-    if model.ByteSize() < _TWO_GIB:
+    if model.ByteSize() < LARGEST:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + ".data")

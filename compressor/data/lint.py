@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.data.bind import Array
+from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from compressor.data import DataSet
@@ -76,11 +77,26 @@ def _channels(shape: Sequence[int]) -> int | None:
     return next((axis for axis in (1, 3) if 1 < shape[axis] <= _PLANES), None)
 
 
+def require_varied(data: DataSet) -> None:
+    """`UsageError` where calibration data is one value throughout: no range can come of it."""
+    ranges = data.profile.ranges
+    if not data.profile.floats or not ranges or any(low < high for low, high in ranges.values()):
+        return
+    raise UsageError(
+        "every value of the calibration data is the same",
+        where=f"data.{data.role}: {data.reader.where}",
+        expected="samples as the model will see them",
+        got=", ".join(f"{name} is {low:g} throughout" for name, (low, _) in ranges.items()),
+        fix="check how the samples are read and scaled",
+    )
+
+
 def alone(data: DataSet) -> list[str]:
     """What is suspicious about calibration data by itself."""
     found = []
     if len(data) < FEW_CALIBRATION:
-        text = f"only {len(data)} samples: ranges from fewer than {FEW_CALIBRATION} are unreliable"
+        count = "1 sample" if len(data) == 1 else f"{len(data)} samples"
+        text = f"only {count}: ranges from fewer than {FEW_CALIBRATION} are unreliable"
         found.append(f"{text}; hand in about 300")
     seen = data.profile
     if seen.floats and seen.ranges:
@@ -90,10 +106,6 @@ def alone(data: DataSet) -> list[str]:
 
 
 def _constant(seen: Profile) -> list[str]:
-    if all(low == high for low, high in seen.ranges.values()):
-        values = ", ".join(f"{name} is {low:g}" for name, (low, _) in seen.ranges.items())
-        text = f"{values} everywhere in all {seen.rows:,} samples; values that differ were expected"
-        return [f"{text}: check how samples are read"]
     found = []
     if seen.zeros:
         found.append(

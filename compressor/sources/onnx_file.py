@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compressor.nearby import closest_file
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs, name_free_dims
 from exporters._onnx_graph import (
+    LARGEST,
     OPSET,
     all_nodes,
     count_parameters,
@@ -54,8 +55,7 @@ def read_onnx(path: Path) -> Any:
     import onnx
 
     model = _parse(path)
-    for name in external_files(model, path):
-        _check_external(path.parent / name, path)
+    _check_external(external_files(model, path), path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, ValueError, OSError, RuntimeError) as error:
@@ -71,6 +71,7 @@ def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    _check_size(path, [path])
     data = path.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
@@ -112,7 +113,22 @@ def external_files(model: Any, path: Path) -> list[str]:
     return sorted(found)
 
 
-def _check_external(data: Path, model: Path) -> None:
+def _check_external(names: Sequence[str], model: Path) -> None:
+    for name in names:
+        _check_there(model.parent / name, model)
+    _check_size(model, [model, *(model.parent / name for name in names)])
+
+
+def _check_size(model: Path, files: Sequence[Path]) -> None:
+    """Refuse what protobuf cannot hold in one message, before it is read."""
+    size = sum(file.stat().st_size for file in files)
+    if size > LARGEST:
+        why = f"it takes {size / 1e9:.2f} GB; more than {LARGEST / 1e9:.2f} GB cannot be handled"
+        fix = "split the model into parts that fit, and hand them in one by one"
+        raise Unsupported("the model is too large", [Refusal("model", why, fix)], where=str(model))
+
+
+def _check_there(data: Path, model: Path) -> None:
     if not data.is_file():
         close = closest_file(data)
         raise UsageError(
@@ -127,8 +143,7 @@ def _check_external(data: Path, model: Path) -> None:
 def identity(path: Path) -> dict[str, Any]:
     """Digests of the file and of its external data, by name."""
     names = external_files(_parse(path), path)
-    for name in names:
-        _check_external(path.parent / name, path)
+    _check_external(names, path)
     external = {name: sha256_of(path.parent / name) for name in names}
     return {"kind": "onnx", "sha256": sha256_of(path), "external": external}
 

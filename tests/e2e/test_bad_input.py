@@ -111,6 +111,66 @@ def nan_data(folder: Path) -> Sequence[str]:
     return standard(folder, calibration="nan.npz")
 
 
+def constant_data(folder: Path) -> Sequence[str]:
+    np.savez(folder / "grey.npz", image=np.full((120, 1, 28, 28), 0.5, np.float32))
+    return standard(folder, calibration="grey.npz")
+
+
+def black_data(folder: Path) -> Sequence[str]:
+    np.savez(folder / "black.npz", image=np.zeros((120, 1, 28, 28), np.float32))
+    return standard(folder, calibration="black.npz")
+
+
+def channels_last(folder: Path) -> Sequence[str]:
+    images = models.fashion_like(120, seed=5)["image"].transpose(0, 2, 3, 1)
+    np.savez(folder / "nhwc.npz", image=images)
+    return standard(folder, calibration="nhwc.npz")
+
+
+def already_quantized(folder: Path) -> Sequence[str]:
+    models.save(models.already_quantized(), folder / "q.onnx")
+    text = "model: {source: q.onnx}\ndata: {calibration: calib.npz}\n"
+    steps = "targets: {onnxruntime: {steps: [to_onnxruntime, quantize_static]}}"
+    return run(recipe(folder, text + steps))
+
+
+def changed(folder: Path, change: Callable[[onnx.ModelProto], None]) -> Sequence[str]:
+    model = onnx.load(folder / "net.onnx")
+    change(model)
+    onnx.save(model, folder / "changed.onnx")
+    return standard(folder, model="changed.onnx")
+
+
+def custom_domain(folder: Path) -> Sequence[str]:
+    def change(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == "relu3")
+        node.op_type, node.domain = "Wobble", "acme"
+        model.opset_import.append(onnx.helper.make_opsetid("acme", 1))
+
+    return changed(folder, change)
+
+
+def unknown_operator(folder: Path) -> Sequence[str]:
+    def change(model: onnx.ModelProto) -> None:
+        next(n for n in model.graph.node if n.name == "relu3").op_type = "Rulo"
+
+    return changed(folder, change)
+
+
+def one_name_for_two_tensors(folder: Path) -> Sequence[str]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[1].output[0] = model.graph.node[0].output[0]
+
+    return changed(folder, change)
+
+
+def past_two_gigabytes(folder: Path) -> Sequence[str]:
+    models.external_data(folder / "big.onnx")
+    with (folder / "big.onnx.data").open("r+b") as file:
+        file.truncate(2_200_000_000)  # sparse: takes no room
+    return standard(folder, model="big.onnx")
+
+
 def overlapping(folder: Path) -> Sequence[str]:
     data = dict(np.load(folder / "eval.npz"))
     np.savez(folder / "same.npz", image=data["image"][100:220])
@@ -163,6 +223,14 @@ CASES: list[Case] = [
     (opset_too_new, 4, ["opset", "99"]),
     (empty_data, 2, ["empty.npz"]),
     (nan_data, 2, ["nan.npz", "7"]),
+    (constant_data, 2, ["data.calibration: grey.npz", "0.5 throughout", "fix: check how"]),
+    (black_data, 2, ["data.calibration: black.npz", "expected samples", "got image is 0 through"]),
+    (channels_last, 2, ["nhwc.npz", "got [120, 28, 28, 1]", "fix: the channels stand last"]),
+    (already_quantized, 4, ["quantize_static", "already quantized", "fix: hand in the float"]),
+    (custom_domain, 4, ["relu3", "no operator acme.Wobble", "fix: write this part"]),
+    (unknown_operator, 2, ["changed.onnx", "No Op registered for Rulo", "fix: export"]),
+    (one_name_for_two_tensors, 2, ["changed.onnx", "not valid", "stem.out"]),
+    (past_two_gigabytes, 4, ["big.onnx", "2.20 GB", "fix: split the model"]),
     (overlapping, 2, ["calibration[", "evaluation["]),
     (wrong_name, 2, ["imgae", "image"]),
     (wrong_shape, 2, ["shape.npz", "32"]),
