@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.env import Progress, StepEnv
+from compressor.memory import release
 from compressor.plan import PlannedStep
 from compressor.result import StepRecord
 from compressor.schema import to_json
@@ -78,6 +79,7 @@ class Engine:
             key, parts, lambda place: self._run(module, parent, step, rest, place)
         )
         seconds = time.monotonic() - started
+        release()
         self.progress.end("reused" if hit else f"{seconds:.1f} s")
         self._record(step, parts, key, made, parent, hit, seconds)
         return made

@@ -13,6 +13,7 @@ import numpy as np
 from compressor.bench import BenchPlan, BenchResult, Variant, bench
 from compressor.drift import drift
 from compressor.env import Progress
+from compressor.memory import release
 from compressor.metrics import Metric
 from compressor.recipe import MeasureSpec
 from compressor.result import Comparison, Drift, LayerRow, Score, Timing
@@ -79,6 +80,7 @@ class Judge:
             found = Evaluation.from_arrays(kept)
         else:
             found = self._evaluate(artifact, engine, device)
+            release()
             self.store.put_scores(key, found.to_arrays())
         self.scored.append((key, kept is not None))
         value = "" if found.value is None else f"{self.metric.name} {found.value:.4f}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.env import Progress, split
+from compressor.memory import release
 from compressor.recipe import Recipe
 from compressor.result import DataRecord, StepRecord
 from compressor.schema import Problem, Problems
@@ -73,6 +74,7 @@ def open_model(
     key = key_of(parts)
     made, hit = store.build(key, parts, lambda place: open_source(spec, place.work))
     seconds = round(time.monotonic() - started, 3)
+    release()
     progress.end("reused" if hit else f"{seconds} s")
     notes = [str(n) for n in made.facts.get("notes", [])]
     record = StepRecord(

@@ -36,11 +36,21 @@ class Error:
         }
 
 
-def onnx_session(model: Path | bytes, threads: int = 1, *, optimize: bool = True) -> Any:
-    """A quiet ONNX Runtime session on the CPU, with basic graph optimizations or none."""
+def onnx_session(
+    model: Path | bytes, threads: int = 1, *, optimize: bool = True, in_order: bool = False
+) -> Any:
+    """A quiet ONNX Runtime session on the CPU, with basic graph optimizations or none.
+
+    `in_order` is for little memory: nodes run as early as the graph lists them (by default the
+    engine leaves what only feeds outputs of the graph to the end, and every tensor such a node
+    reads stays until then), and freed tensors are not kept for the next run.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporters._onnx_graph import STANDARD_DOMAINS, reads, replace
+from exporters._onnx_graph import STANDARD_DOMAINS, drop, reads, replace
 
 _MOVES = frozenset(
     {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
@@ -38,8 +38,7 @@ def fold_moves(model: Any) -> int:
         return 0
     replace(graph.node, rest)
     graph.initializer.extend(made)
-    kept = [t for t in graph.initializer if t.name not in used or t.name in read]
-    replace(graph.initializer, kept)
+    drop(graph.initializer, lambda tensor: tensor.name in used and tensor.name not in read)
     return len(own)
 
 

@@ -7,7 +7,7 @@ order, and nothing is kept that no engine reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,14 @@ def replace(field: Any, items: list[Any]) -> None:
     field.extend(copies)
 
 
+def drop(field: Any, gone: Callable[[Any], bool]) -> int:
+    """Remove the items of a repeated field that are `gone`, without copying the rest; how many."""
+    chosen = [i for i, item in enumerate(field) if gone(item)]
+    for i in reversed(chosen):
+        del field[i]
+    return len(chosen)
+
+
 def constants_to_initializers(graph: Any) -> int:
     """Turn `Constant` nodes of the main graph into initializers; returns how many.
 
@@ -243,11 +251,7 @@ def drop_dead_weights(graph: Any) -> int:
     """Remove initializers nothing reads; returns their number."""
     used = {name for node in graph.node for name in reads(node)}
     used |= {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    dropped = len(graph.initializer) - len(kept)
-    if dropped:
-        replace(graph.initializer, kept)
-    return dropped
+    return drop(graph.initializer, lambda tensor: tensor.name not in used)
 
 
 def strip(model: Any) -> None:

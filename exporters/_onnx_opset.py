@@ -47,11 +47,14 @@ def _converted(model: Any, opset: int) -> tuple[Any, str]:
     """The converted model, or why there is none to be trusted."""
     import onnx
 
+    from exporters._onnx_session import with_weights, without_weights
+
     try:
-        made = onnx.version_converter.convert_version(model, opset)
+        made = onnx.version_converter.convert_version(without_weights(model), opset)
         onnx.checker.check_model(made)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         return model, _first_line(error)
+    with_weights(made, model)
     _keep_boundary(model, made)
     return made, _difference(model, made)
 
@@ -81,19 +84,20 @@ def _keep_boundary(model: Any, made: Any) -> None:
 
 def _difference(model: Any, made: Any) -> str:
     """Why the converted model is not to be trusted; empty where it computes the same."""
-    from exporters._check import compare, onnx_session, ort_errors, run_onnx
+    from exporters._check import compare, ort_errors, run_onnx
     from exporters._onnx_graph import specs
+    from exporters._onnx_session import session_of
     from exporters.base import example_feeds
     from runtimes.errors import BuildFailed
 
     inputs, _ = specs(model)
     feeds = example_feeds(inputs, {}, seed=0)
     try:
-        want = run_onnx(onnx_session(model.SerializeToString()), feeds)
+        want = run_onnx(session_of(model), feeds)
     except ort_errors():
         return ""  # these sizes do not suit the model: nothing to compare with
     try:
-        got = run_onnx(onnx_session(made.SerializeToString()), feeds)
+        got = run_onnx(session_of(made), feeds)
         compare(want, got, 1e-4, "opset conversion")
     except BuildFailed as error:
         return _first_line(error)

@@ -6,9 +6,10 @@ and fits one machine). Batch norms are folded, dead and idle nodes dropped, noth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporters import _schemes
 from exporters._check import (
@@ -37,6 +38,7 @@ from exporters.base import (
     example_feeds,
     installed,
 )
+from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
@@ -121,12 +123,13 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     counts = clean(model)
     model, _ = normalise(model)
     save_model(model, env.work / "model.onnx")
-    found = specs(model)
+    found, opset = specs(model), opset_of(model)
+    del model  # two engines load it next
     error, notes = _check(source, env.work / "model.onnx", found[0], options, env)
     notes = [*(f"{number} {what}" for what, number in counts.items()), *notes]
     facts = {
         **source.facts,
-        "opset": opset_of(model),
+        "opset": opset,
         "check": error.to_json(),
         "notes": notes,
     }
@@ -138,23 +141,38 @@ def _check(
     source: Artifact, path: Path, inputs: Sequence[TensorSpec], options: Options, env: Env
 ) -> tuple[Error, list[str]]:
     """The largest difference from the source, at the example sizes and at others it accepts."""
+    dims = {**source.facts.get("dims", {}), **env.context.dims}
+    tried, notes = _wanted(source, inputs, dims, env)
+    after = _loaded(path, env.context.threads)
+    worst = Error()
+    for sizes, feeds, want in tried:
+        where = "to_onnxruntime, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
+        worst = worst.worst(compare(want, run_onnx(after, feeds), options.tolerance, where))
+    return worst, notes
+
+
+def _loaded(path: Path, threads: int) -> Any:
     try:
-        before = onnx_session(source.path, env.context.threads)
-        after = onnx_session(path, env.context.threads)
+        return onnx_session(path, threads)
     except ort_errors() as error:
         raise BuildFailed(
             f"ONNX Runtime cannot load the model: {error}", where="to_onnxruntime"
         ) from error
-    dims = {**source.facts.get("dims", {}), **env.context.dims}
-    worst, notes = Error(), ["not checked: the source takes none of the example shapes"]
-    sizes_list = sizes_to_try(inputs, accepted_sizes(before, inputs, dims))
-    for number, sizes in enumerate(sizes_list):
+
+
+def _wanted(
+    source: Artifact, inputs: Sequence[TensorSpec], dims: Mapping[str, int], env: Env
+) -> tuple[list[tuple[dict[str, int], Feeds, Outputs]], list[str]]:
+    """What the source gives at the sizes it takes; its engine is gone before the next one loads."""
+    before = _loaded(source.path, env.context.threads)
+    notes = ["not checked: the source takes none of the example shapes"]
+    tried: list[tuple[dict[str, int], Feeds, Outputs]] = []
+    for number, sizes in enumerate(sizes_to_try(inputs, accepted_sizes(before, inputs, dims))):
         feeds = example_feeds(inputs, sizes, env.context.seed + number)
         try:
             want = run_onnx(before, feeds)
         except ort_errors():
             continue  # the model itself does not take these sizes
         notes = declared_otherwise(source.outputs, want)
-        where = "to_onnxruntime, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
-        worst = worst.worst(compare(want, run_onnx(after, feeds), options.tolerance, where))
-    return worst, notes
+        tried.append((sizes, feeds, want))
+    return tried, notes

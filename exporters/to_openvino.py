@@ -25,6 +25,7 @@ from exporters._onnx_graph import load_model, normalise, save_model, specs
 from exporters._onnx_support import openvino_lines, unsupported_by_openvino
 from exporters._openvino_ir import marked, read_metadata, read_onnx, save_ir
 from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, example_feeds, installed
+from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
@@ -103,19 +104,18 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     else than the source.
     """
     sizes = fixed_sizes(env.context.shapes)
-    proto = load_model(source.path)
-    fix_dims(proto, sizes)
-    if sizes:
-        infer_fixed_outputs(proto)
-    clean(proto)
-    proto, _ = normalise(proto)
+    proto = _cleaned(source, sizes)
     inputs, outputs = specs(proto)
     if options.container == "onnx":
         path = env.work / "model.onnx"
         save_model(proto, path)
+        del proto
     else:
         path = env.work / "model.xml"
-        _write_ir(proto, path, source, options, env)
+        given = env.scratch / "marked.onnx"
+        _save_marked(proto, given)
+        del proto  # OpenVINO holds the weights next
+        _write_ir(given, inputs, path, source, options, env)
     error, notes = _check(source, path, inputs, options, env)
     facts = _facts(source, path, error, notes, options)
     if ranges := _ranges(env.context.shapes):
@@ -124,25 +124,43 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     return require_drop_in(source, made, sizes)
 
 
+def _cleaned(source: Artifact, sizes: Mapping[str, int]) -> Any:
+    proto = load_model(source.path)
+    fix_dims(proto, sizes)
+    if sizes:
+        infer_fixed_outputs(proto)
+    clean(proto)
+    return normalise(proto)[0]
+
+
 def _before(source: Artifact) -> list[str]:
     """What earlier steps said of a model that was quantized before it came here."""
     return list(source.facts.get("notes", [])) if source.format == "onnxruntime" else []
 
 
-def _write_ir(proto: Any, path: Path, source: Artifact, options: Options, env: Env) -> None:
-    model = _convert(proto, env.scratch / "marked.onnx")
-    _bound(model, specs(proto)[0], env.context.shapes)
+def _save_marked(proto: Any, path: Path) -> None:
+    """Write `proto`, which is changed, with the names of its nodes marked as the source's."""
+    del proto.metadata_props[:]
+    marked(proto, _MARK)
+    save_model(proto, path)
+
+
+def _write_ir(
+    given: Path,
+    inputs: tuple[TensorSpec, ...],
+    path: Path,
+    source: Artifact,
+    options: Options,
+    env: Env,
+) -> None:
+    model = _convert(given)
+    _bound(model, inputs, env.context.shapes)
     metadata = dict(source.facts.get("metadata") or {})
     half = options.precision == "f16"
     save_ir(model, path, given=(), prefix=_MARK, half=half, metadata=metadata)
 
 
-def _convert(proto: Any, path: Path) -> Any:
-    copy = type(proto)()
-    copy.CopyFrom(proto)
-    del copy.metadata_props[:]
-    marked(copy, _MARK)
-    save_model(copy, path)
+def _convert(path: Path) -> Any:
     try:
         return read_onnx(path)
     except RuntimeError as error:
@@ -194,17 +212,29 @@ def _check(
     source: Artifact, path: Path, inputs: tuple[TensorSpec, ...], options: Options, env: Env
 ) -> tuple[Error, list[str]]:
     """The largest difference from the source in ONNX Runtime, at sizes that it accepts."""
-    compiled = compile_for_check(path, env.context.threads)
-    dims = {**source.facts.get("dims", {}), **env.context.dims}
     tolerance = options.tolerance or (3e-2 if options.precision == "f16" else 1e-3)
     if source.facts.get("quantized") or source.facts.get("quantization"):
         tolerance = float("inf")  # rounding differs by a step between engines: told, not judged
     try:
-        session = onnx_session(source.path, env.context.threads)
+        tried, notes = _wanted(source, inputs, env)
     except ort_errors() as error:
-        return Error(), [f"not checked: ONNX Runtime cannot load the source ({error})"]
-    worst, notes = Error(), ["not checked: the source takes none of the example shapes"]
+        tried, notes = [], [f"not checked: ONNX Runtime cannot load the source ({error})"]
+    compiled, worst = compile_for_check(path, env.context.threads), Error()
+    for sizes, feeds, want in tried:
+        where = "to_openvino, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
+        worst = worst.worst(compare(want, _run(compiled, feeds, where), tolerance, where))
+    return worst, notes
+
+
+def _wanted(
+    source: Artifact, inputs: tuple[TensorSpec, ...], env: Env
+) -> tuple[list[tuple[dict[str, int], Feeds, Outputs]], list[str]]:
+    """What the source gives at the sizes it takes; its engine is gone before the next one loads."""
+    session = onnx_session(source.path, env.context.threads)
+    dims = {**source.facts.get("dims", {}), **env.context.dims}
     dims = accepted_sizes(session, inputs, _allowed(dims, env.context.shapes))
+    notes = ["not checked: the source takes none of the example shapes"]
+    tried: list[tuple[dict[str, int], Feeds, Outputs]] = []
     for number, sizes in enumerate(sizes_to_try(inputs, dims)):
         feeds = example_feeds(inputs, sizes, env.context.seed + number)
         if not _within(sizes, env.context.shapes):
@@ -213,10 +243,9 @@ def _check(
             want = run_onnx(session, feeds)
         except ort_errors():
             continue  # the model itself does not take these sizes
-        where = "to_openvino, " + ", ".join(f"{k}={v}" for k, v in sizes.items())
-        worst = worst.worst(compare(want, _run(compiled, feeds, where), tolerance, where))
+        tried.append((sizes, feeds, want))
         notes = declared_otherwise(source.outputs, want)
-    return worst, notes
+    return tried, notes
 
 
 def _allowed(dims: Mapping[str, int], shapes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

@@ -6,6 +6,7 @@ A reader gives rows (samples) by index. It has checked names, dtypes and shapes 
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class ArrayReader:
     def __init__(self, raw: Mapping[str, Any], binder: Binder, where: str) -> None:
         arrays, labels = binder.split_label(raw)
         self.where, self.binder = where, binder
+        self._mapped = [m for m in map(_mapping, arrays.values()) if m is not None]
         self.arrays = {
             name: as_array(value, f"{where}: array {name!r}")
             for name, value in binder.select(arrays, where).items()
@@ -85,6 +87,8 @@ class ArrayReader:
         for spec in self.binder.inputs:
             rows = np.asarray(self.arrays[spec.name][index])
             feed[spec.name] = self.binder.convert(rows, spec, self.where)
+        for mapped in self._mapped:
+            mapped.madvise(mmap.MADV_DONTNEED)  # pages once read would stay resident to the end
         return feed
 
     def name(self, index: int) -> str:
@@ -94,6 +98,14 @@ class ArrayReader:
     def file_digests(self) -> list[str] | None:
         """None: the values are digested."""
         return None
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    """The map of a file behind a memory-mapped array that is only read."""
+    if not isinstance(array, np.memmap) or array.mode != "r" or not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    mapped = array._mmap  # type: ignore[attr-defined]
+    return mapped if isinstance(mapped, mmap.mmap) else None
 
 
 class FeedReader:

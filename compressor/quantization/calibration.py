@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration_ranges import BINS, METHODS, Range, histogram
-from exporters._check import onnx_session
 from exporters._onnx_graph import opset_of
+from exporters._onnx_session import tapped_session
 from exporters.base import Samples, batch_range
 from runtimes.base import Feeds
 from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 
-_BATCH = 16
+BATCH = 16
 _BUDGET = 64 << 20  # bytes of activations that are looked at together
 _WAITING = 64 << 20  # bytes of samples that wait for others of their shape
 _SEPARATOR = "//"
@@ -81,7 +81,7 @@ def batches(
     Samples of different shapes are put together with others of their own shape.
     """
     low, high = batch_range(inputs, bounds)
-    size = max(low, min(high, _BATCH))
+    size = max(low, min(high, BATCH))
     chosen = list(range(min(limit, len(samples))))
     if not chosen:
         raise UsageError("no calibration samples", where="calibration", fix="hand in about 300")
@@ -153,9 +153,9 @@ def calibrate(
     wanted = tuple(methods) or (method,)
     clips = bool(tensors) and wanted != ("minmax",)
     found, sizes = Statistics(), dict[str, int]()
-    taps = _with_taps(model, tensors, mean_axes, sizes=clips)
+    taps = _taps(model, tensors, mean_axes, sizes=clips)
     earlier: list[tuple[int, dict[str, Range]]] = []
-    for outputs, count in _stream(taps, data, threads):
+    for outputs, count in _stream(model, taps, data, threads):
         _merge(found, outputs, count, sizes)
         if not earlier or found.samples >= 2 * earlier[-1][0]:
             earlier.append((found.samples, dict(found.ranges)))
@@ -180,20 +180,20 @@ def channels(
     """Statistics per channel of `tensors` (name → rank) whose last axis holds the channels."""
     import onnx
 
-    copy = _copy(model)
+    taps = _Taps(model)
     for name, rank in tensors.items():
         axes = tuple(range(rank - 1))
         squared = f"{name}{_SEPARATOR}squared"
-        copy.graph.node.append(onnx.helper.make_node("Mul", [name, name], [squared]))
+        taps.nodes.append(onnx.helper.make_node("Mul", [name, name], [squared]))
         for kind, op, source in (
             ("low", "ReduceMin", name),
             ("high", "ReduceMax", name),
             ("square", "ReduceMean", squared),
         ):
-            _tap(copy.graph, _reduce(copy, op, source, f"{name}{_SEPARATOR}{kind}", axes))
+            taps.reduce(op, source, f"{name}{_SEPARATOR}{kind}", axes)
     found: dict[str, ChannelStatistics] = {}
     seen = 0
-    for outputs, count in _stream(copy, data, threads):
+    for outputs, count in _stream(model, taps, data, threads):
         for name in tensors:
             values = [outputs[f"{name}{_SEPARATOR}{k}"] for k in ("low", "high", "square")]
             part = ChannelStatistics(*(value.astype(np.float64) for value in values))
@@ -203,53 +203,55 @@ def channels(
     return found
 
 
-def _copy(model: Any) -> Any:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
+class _Taps:
+    """Nodes that read inner tensors of a model, and the outputs they make."""
+
+    def __init__(self, model: Any) -> None:
+        self.opset = opset_of(model)
+        self.nodes: list[Any] = []
+        self.outputs: list[Any] = []
+
+    def add(self, op: str, inputs: list[str], made: str, kind: int = 1, **attributes: Any) -> None:
+        """A node whose result is an output."""
+        import onnx
+
+        self.nodes.append(onnx.helper.make_node(op, inputs, [made], **attributes))
+        self.outputs.append(onnx.helper.make_tensor_value_info(made, kind, None))
+
+    def reduce(self, op: str, name: str, made: str, axes: tuple[int, ...]) -> None:
+        """A reduction over `axes`, which were an attribute until operator set 18."""
+        import onnx
+
+        if self.opset < 18:
+            self.add(op, [name], made, axes=axes, keepdims=0)
+            return
+        values = onnx.numpy_helper.from_array(np.asarray(axes, np.int64))
+        self.nodes.append(onnx.helper.make_node("Constant", [], [made + "/axes"], value=values))
+        self.add(op, [name, made + "/axes"], made, keepdims=0)
 
 
-def _with_taps(
+def _taps(
     model: Any, tensors: Sequence[str], mean_axes: Mapping[str, tuple[int, ...]], sizes: bool
-) -> Any:
+) -> _Taps:
     import onnx
 
-    copy = _copy(model)
+    taps = _Taps(model)
     for name in tensors:
-        kinds = [("min", "ReduceMin"), ("max", "ReduceMax")]
-        for kind, op in kinds:
-            node = onnx.helper.make_node(op, [name], [f"{name}{_SEPARATOR}{kind}"], keepdims=0)
-            _tap(copy.graph, node)
+        taps.add("ReduceMin", [name], f"{name}{_SEPARATOR}min", keepdims=0)
+        taps.add("ReduceMax", [name], f"{name}{_SEPARATOR}max", keepdims=0)
         if sizes:
-            node = onnx.helper.make_node("Size", [name], [f"{name}{_SEPARATOR}size"])
-            _tap(copy.graph, node, onnx.TensorProto.INT64)
+            taps.add("Size", [name], f"{name}{_SEPARATOR}size", onnx.TensorProto.INT64)
     for name, axes in mean_axes.items():
-        _tap(copy.graph, _reduce(copy, "ReduceMean", name, f"{name}{_SEPARATOR}mean", axes))
-    return copy
-
-
-def _tap(graph: Any, node: Any, kind: int = 1) -> None:
-    import onnx
-
-    graph.node.append(node)
-    graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
-
-
-def _reduce(model: Any, op: str, name: str, made: str, axes: tuple[int, ...]) -> Any:
-    import onnx
-
-    if opset_of(model) < 18:  # the axes were an attribute until then
-        return onnx.helper.make_node(op, [name], [made], axes=axes, keepdims=0)
-    values = onnx.numpy_helper.from_array(np.asarray(axes, np.int64), made + "/axes")
-    model.graph.initializer.append(values)
-    return onnx.helper.make_node(op, [name, values.name], [made], keepdims=0)
+        taps.reduce("ReduceMean", name, f"{name}{_SEPARATOR}mean", axes)
+    return taps
 
 
 def _stream(
-    model: Any, data: _Feeder, threads: int, rows: int = 0
+    model: Any, taps: _Taps, data: _Feeder, threads: int, rows: int = 0
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Outputs of each batch, or of each `rows` samples of it, and the number of samples."""
-    session = onnx_session(model.SerializeToString(), threads)
+    """Taps of each batch, or of each `rows` samples of it, and the number of samples."""
+    outputs = [*model.graph.output, *taps.outputs]
+    session = tapped_session(model, taps.nodes, outputs, threads)
     names = [output.name for output in session.get_outputs()]
     for batch in data():
         for feeds in _slices(batch, rows):
@@ -330,8 +332,6 @@ def _histograms(
     said: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     """Counts for each tensor of `sizes` (values a sample), `_BUDGET` bytes of them at a time."""
-    import onnx
-
     rows = _rows_at_once(model, sizes)
     parts = _parts(sizes, rows)
     held = max(4 * rows * sum(sizes[name] for name in part) for part in parts)
@@ -341,11 +341,11 @@ def _histograms(
         said(f"calibration holds {found.held_bytes / 1e6:.0f} MB for its histograms{passes}")
     counts = {name: np.zeros(BINS) for name in sizes}
     for part in parts:
-        copy = _copy(model)
+        taps = _Taps(model)
         shown = {name: f"{name}{_SEPARATOR}all" for name in part}
         for name, out in shown.items():
-            _tap(copy.graph, onnx.helper.make_node("Identity", [name], [out]))
-        for outputs, _ in _stream(copy, data, threads, rows):
+            taps.add("Identity", [name], out)
+        for outputs, _ in _stream(model, taps, data, threads, rows):
             for name, out in shown.items():
                 counts[name] += histogram(outputs[out], *found.ranges[name])
     return counts
@@ -358,7 +358,7 @@ def _rows_at_once(model: Any, sizes: Mapping[str, int]) -> int:
         dims = value.type.tensor_type.shape.dim
         if value.name not in weights and dims and dims[0].dim_value:
             return int(dims[0].dim_value)
-    return int(max(1, min(_BATCH, _BUDGET // (4 * sum(sizes.values()) or 1))))
+    return int(max(1, min(BATCH, _BUDGET // (4 * sum(sizes.values()) or 1))))
 
 
 def _parts(sizes: Mapping[str, int], rows: int) -> list[list[str]]:

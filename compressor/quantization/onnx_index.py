@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporters._onnx_graph import reads, rename_reads, unique
+from exporters._onnx_session import without_weights
 
 
 @dataclass
@@ -63,7 +64,7 @@ def index(model: Any) -> Index:
 def _types(model: Any) -> tuple[dict[str, int], set[str]]:
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(_light(model)).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     ranks, floats = {}, set()
     for value in [*inferred.input, *inferred.value_info, *inferred.output]:
         tensor = value.type.tensor_type
@@ -76,28 +77,6 @@ def _types(model: Any) -> tuple[dict[str, int], set[str]]:
         if weight.data_type == onnx.TensorProto.FLOAT:
             floats.add(weight.name)
     return ranks, floats
-
-
-def _light(model: Any) -> Any:
-    """`model` with only the shapes of large weights: inference would hold them three times more."""
-    import onnx
-
-    if model.ByteSize() < 1 << 20:
-        return model
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(light.graph, field).extend(getattr(model.graph, field))
-    given = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < 1 << 12:
-            light.graph.initializer.append(tensor)
-        elif tensor.name not in given:
-            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            light.graph.input.append(info)
-    return light
 
 
 class Names:

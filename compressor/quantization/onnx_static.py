@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -47,13 +48,11 @@ def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
 
 
 def planned(model: Any, scheme: QuantScheme, keep: Keep) -> tuple[Any, Index, Placement]:
-    """A lowered copy of `model`, its index, and the placement for it."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    stay = kept(named_nodes(copy), keep)
-    lower(copy, index(copy), set(stay))
-    graph = index(copy)
-    return copy, graph, place(graph, scheme, stay)
+    """`model` itself, lowered in place, its index, and the placement for it."""
+    stay = kept(named_nodes(model), keep)
+    lower(model, index(model), set(stay))
+    graph = index(model)
+    return model, graph, place(graph, scheme, stay)
 
 
 def quantize(
@@ -69,25 +68,25 @@ def quantize(
     told: Callable[[int], None] | None = None,
     said: Callable[[str], None] | None = None,
 ) -> Quantized:
-    """`model` (left as it is) with Q/DQ pairs and 8-bit weights, after `scheme`."""
-    copy, graph, plan = planned(model, scheme, keep)
-    smoothed = smooth_outliers(copy, graph, plan, scheme, data, threads) if smoothing else []
+    """`model` with Q/DQ pairs and 8-bit weights, after `scheme`; it is changed in place."""
+    _, graph, plan = planned(model, scheme, keep)
+    smoothed = smooth_outliers(model, graph, plan, scheme, data, threads) if smoothing else []
     if smoothed:
-        graph = index(copy)
-        plan = place(graph, scheme, kept(named_nodes(copy), keep))
-    ops = {node.name: node.op_type for node in copy.graph.node}
+        graph = index(model)
+        plan = place(graph, scheme, kept(named_nodes(model), keep))
+    ops = {node.name: node.op_type for node in model.graph.node}
     wanted = [
         root for root in dict.fromkeys(plan.roots.values()) if root not in _fixed(graph, plan)
     ]
     axes = mean_axes(graph, plan.weights) if bias_correction else {}
     found = calibrate(
-        copy, wanted, axes, data, method=method, threads=threads, told=told, said=said
+        model, wanted, axes, data, method=method, threads=threads, told=told, said=said
     )
     if bias_correction:
         errors = rounding_errors(graph, plan.weights, scheme)
-        correct_biases(copy, graph, errors, found.means)
-    write_qdq(copy, graph, plan, found.ranges, scheme)
-    return Quantized(copy, plan, found, ops, smoothed)
+        correct_biases(model, graph, errors, found.means)
+    write_qdq(model, graph, plan, found.ranges, scheme)
+    return Quantized(model, plan, found, ops, smoothed)
 
 
 def smooth_outliers(
@@ -122,27 +121,37 @@ def mean_axes(graph: Index, layers: Mapping[str, Any]) -> dict[str, tuple[int, .
     return axes
 
 
-def rounding_errors(graph: Index, layers: Mapping[str, str], scheme: QuantScheme) -> dict[str, Any]:
-    """Layer → its weight minus what it will be rounded to."""
+def rounding_errors(
+    graph: Index, layers: Mapping[str, str], scheme: QuantScheme
+) -> dict[str, Callable[[], Any]]:
+    """Layer → what gives its weight minus what that will be rounded to."""
+    return {
+        node.name: partial(_rounding_error, node, graph.weights[layers[node.name]], scheme)
+        for node in graph.graph.node
+        if node.name in layers
+    }
+
+
+def _rounding_error(node: Any, tensor: Any, scheme: QuantScheme) -> Any:
     import onnx
 
-    limit, errors = scheme.weight_limit, {}
-    for node in graph.graph.node:
-        if node.name in layers:
-            weight = onnx.numpy_helper.to_array(graph.weights[layers[node.name]])
-            axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
-            errors[node.name] = weight - dequantize(*quantize_int8(weight, axis, limit), axis)
-    return errors
+    weight = onnx.numpy_helper.to_array(tensor)
+    axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
+    return weight - dequantize(*quantize_int8(weight, axis, scheme.weight_limit), axis)
 
 
 def correct_biases(
-    model: Any, graph: Index, errors: Mapping[str, Any], means: Mapping[str, Any]
+    model: Any,
+    graph: Index,
+    errors: Mapping[str, Callable[[], Any]],
+    means: Mapping[str, Any],
 ) -> list[str]:
     """Add to each Conv's and Gemm's bias what rounding its weight takes from its mean output.
 
     Expectation over the layer's mean input, as in fast bias correction (Nagel et al., "Data-Free
     Quantization", 2019; NNCF); borders of a padded Conv are taken as if they were inside. `errors`
-    holds, by node, the weight minus what it is rounded to. Returns the nodes changed.
+    gives, by node, the weight minus what it is rounded to: one of them is held at a time. Returns
+    the nodes changed.
     """
     names, changed = Names(model.graph), []
     for node in model.graph.node:
@@ -151,7 +160,7 @@ def correct_biases(
         )
         if mean is None:
             continue
-        lost = mean_lost(node, errors[node.name], np.asarray(mean))
+        lost = mean_lost(node, errors[node.name](), np.asarray(mean))
         if _add_to_bias(model.graph, graph, names, node, lost):
             changed.append(node.name)
     return changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from compressor.quantization.calibration import batches, calibrate
@@ -168,13 +169,12 @@ class _Store:
 
     def correct(self, means_of: Any) -> None:
         """Correct the float biases of convolutions (and float Gemms) for the new rounding."""
-        errors: dict[str, Any] = {}
+        errors: dict[str, Callable[[], Any]] = {}
         for weight in self.weights:
             stored = self.made[weight.tensor.name]
             readers = [n for n in self.graph.graph.node if n.name and self._reads(n, weight)]
-            if readers:
-                error = weight.values - dequantized(stored, weight.axis)
-                errors |= {node.name: error for node in readers}
+            error = partial(_error, weight, stored)
+            errors |= {node.name: error for node in readers}
         axes = mean_axes(self.graph, errors)
         if axes:
             correct_biases(self.model, self.graph, errors, means_of(axes))
@@ -207,6 +207,10 @@ class _Store:
     def unknown(self) -> list[str]:
         """A sentence for each name in `assign` that nothing goes by."""
         return unknown_names(self.options.assign, self.known)
+
+
+def _error(weight: Weight, stored: Rounded) -> Any:
+    return weight.values - dequantized(stored, weight.axis)
 
 
 def _wide(weight: Weight, bits: int, block: int) -> Rounded:

@@ -24,7 +24,7 @@ from compressor.quantization.reconstruction_rows import (
 )
 from compressor.quantization.reconstruction_taps import LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
-from compressor.quantization.tapped import tapped_session
+from exporters._onnx_session import tapped_session
 from exporters.base import Env
 from runtimes.base import Feeds
 from runtimes.types import Artifact

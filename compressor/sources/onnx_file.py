@@ -21,6 +21,7 @@ from exporters._onnx_graph import (
     subgraphs,
 )
 from exporters._onnx_opset import quantized_ops, upgrade_opset
+from exporters._onnx_session import check_model
 from runtimes.errors import Refusal, Unsupported, UsageError
 from runtimes.types import Artifact, sha256_of
 
@@ -34,6 +35,7 @@ def open_onnx(path: Path, root: Path, inputs: Mapping[str, Any], shapes: Shapes)
     `Unsupported` for operator sets newer than the installed onnx and onnxruntime, and for inputs
     or outputs that are no tensors.
     """
+    size = given_bytes(path)
     model = read_onnx(path)
     _check_opset(model, path)
     _check_boundary(model, path)
@@ -45,7 +47,7 @@ def open_onnx(path: Path, root: Path, inputs: Mapping[str, Any], shapes: Shapes)
     model, raised = upgrade_opset(model)
     model, _ = normalise(model)
     facts = _facts(model, [*notes, *raised, *_graph_notes(model)])
-    facts["given_bytes"] = given_bytes(path)
+    facts["given_bytes"] = size
     save_model(model, root / "model.onnx")
     return Artifact.write(root, "onnx", "model.onnx", *specs(model), facts)
 
@@ -150,8 +152,9 @@ def identity(path: Path) -> dict[str, Any]:
 
 def given_bytes(path: Path) -> int:
     """Bytes of the file as the user gave it, external data included."""
-    files = [path, *(path.parent / name for name in external_files(_parse(path), path))]
-    return sum(file.stat().st_size for file in files)
+    names = external_files(_parse(path), path)
+    _check_external(names, path)
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
 
 
 def newest_opset() -> int:
@@ -265,7 +268,7 @@ def _validate(model: Any, path: Path) -> None:
     import onnx
 
     try:
-        onnx.checker.check_model(model)
+        check_model(model)
     except onnx.checker.ValidationError as error:
         raise UsageError(
             f"the ONNX graph is not valid: {_first_line(error)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_npz_is_memory_mapped_where_it_can_be(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **images())
     data = opened("a.npz", base=tmp_path)
     assert isinstance(data.reader.arrays["image"].base, np.memmap)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="Linux tells resident pages")
+def test_pages_of_a_mapped_file_do_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, image=np.ones((2000, 1, 4, 4), np.float32))
+    data = opened("a.npz", base=tmp_path)
+    assert data.feeds(range(2000))["image"].sum() == 32000
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(str(path))[1:]
+    assert maps
+    assert all(re.search(r"Rss: +0 kB", part) for part in maps)
 
 
 def test_batches_are_in_order_and_the_last_is_smaller() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import onnx
 import pytest
@@ -45,7 +47,7 @@ def outliers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def smoothed(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[smooth.Smoothed]]:
-    copy, graph, plan = planned(model, ONNXRUNTIME, Keep())
+    copy, graph, plan = planned(deepcopy(model), ONNXRUNTIME, Keep())
     data = lambda: iter([models.feeds(model, 16)])  # noqa: E731
     return copy, smooth_outliers(copy, graph, plan, ONNXRUNTIME, data)
 
