@@ -75,13 +75,16 @@ def batches(
     inputs: Sequence[TensorSpec],
     limit: int,
     bounds: Mapping[str, Sequence[int]] | None = None,
+    most: int = BATCH,
 ) -> Iterator[Feeds]:
     """At most `limit` samples as feeds the model takes, within its fixed or bounded batch size.
+
+    Otherwise `most` are put together.
 
     Samples of different shapes are put together with others of their own shape.
     """
     low, high = batch_range(inputs, bounds)
-    size = max(low, min(high, BATCH))
+    size = max(low, min(high, most))
     chosen = list(range(min(limit, len(samples))))
     if not chosen:
         raise UsageError("no calibration samples", where="calibration", fix="hand in about 300")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization import openvino_smooth, smooth
-from compressor.quantization.calibration import batches
+from compressor.quantization.calibration import BATCH, batches
 from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
@@ -34,6 +35,8 @@ from exporters._drop_in import require_drop_in
 from exporters.base import Env
 from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
+
+_HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
 
 
 def refusals(source: Artifact) -> list[Refusal]:
@@ -101,7 +104,7 @@ def _runs_as_written(model: Any, source: Artifact, env: Env) -> bool:
 def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, env: Env) -> Any:
     nncf = quiet_nncf()
     samples = env.data["calibration"]
-    feeds = _Feeds(samples, source, options.samples)
+    feeds = _Feeds(samples, source, options.samples, _batch(model, samples))
     dataset = nncf.Dataset(feeds)
     advanced = nncf.AdvancedQuantizationParameters(
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
@@ -165,11 +168,27 @@ def _estimator(nncf: Any, method: str) -> Any:
     return kinds.RangeEstimatorParameters(min=part, max=part)
 
 
+def _batch(model: Any, samples: Any) -> int:
+    """How many samples NNCF may see at once: it holds every activation of a batch together."""
+    copy = model.clone()
+    feeds = samples.feeds([0])
+    try:
+        copy.reshape({name: list(array.shape) for name, array in feeds.items()})
+    except RuntimeError:  # a model that takes other sizes only
+        return BATCH
+    made = [
+        out for op in copy.get_ops() for out in op.outputs() if op.get_type_name() != "Constant"
+    ]
+    shapes = [out.get_partial_shape() for out in made]
+    held = sum(4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
+    return int(max(1, min(BATCH, _HELD_BYTES // max(1, held))))
+
+
 class _Feeds:
     """A fresh pass over the calibration feeds whenever NNCF asks."""
 
-    def __init__(self, samples: Any, source: Artifact, limit: int) -> None:
-        self._args = samples, source.inputs, limit, source.facts.get("bounds")
+    def __init__(self, samples: Any, source: Artifact, limit: int, most: int = BATCH) -> None:
+        self._args = samples, source.inputs, limit, source.facts.get("bounds"), most
 
     def __iter__(self) -> Iterator[Any]:
         return (dict(feeds) for feeds in batches(*self._args))

@@ -12,6 +12,8 @@ All arrays inside are [groups, columns, rows]: a column of every row lies side b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ Floats = NDArray[np.float32]
 Reals = NDArray[Any]  # float64, or float32 for large matrices
 Ints = NDArray[np.int8]
 
+_PANEL = 1024  # columns factored at a time
 _COLUMNS = 64  # rounded before the rest of the matrix hears of it
 _CHUNK = 1 << 21  # values solved at a time: 200 MB with everything derived from them
 _CLIPS = np.linspace(0.4, 1.0, 25)
@@ -73,12 +76,13 @@ def reconstruct(
     size = rows.shape[1] if block is None else block
     if rows.shape[1] % size:
         raise ValueError(f"{rows.shape[1]} columns do not divide into blocks of {size}")
-    grams = _damped(gram, rows.shape[1], damping)
-    groups = len(grams)
-    parts = rows.reshape(groups, -1, rows.shape[1])
-    given = None if scale is None else scale.reshape(groups, parts.shape[1], -1)
-    solver = _Solver(grams, bits, size, 0 if gram is None else sweeps)
-    integers, scales = _in_chunks(parts, solver, given)
+    with _damped(gram, rows.shape[1], damping) as grams:
+        groups = len(grams)
+        parts = rows.reshape(groups, -1, rows.shape[1])
+        given = None if scale is None else scale.reshape(groups, parts.shape[1], -1)
+        cheap = gram is not None and rows.shape[1] * rows.size > _LARGE
+        solver = _Solver(grams, bits, size, 0 if gram is None else sweeps, cheap)
+        integers, scales = _in_chunks(parts, solver, given)
     made = np.ascontiguousarray(np.moveaxis(integers.reshape(moved.shape), 0, axis))
     found = scales.reshape(len(moved), -1)
     return made, np.ascontiguousarray(found[:, 0] if block is None else found)
@@ -118,15 +122,24 @@ def _energy(rows: Reals, gram: Any | None) -> float:
     return float((rows**2).sum() if gram is None else ((rows @ gram) * rows).sum())
 
 
-def _damped(gram: Any | None, columns: int, damping: float) -> Reals:
+@contextmanager
+def _damped(gram: Any | None, columns: int, damping: float) -> Iterator[Reals]:
+    """Gram matrices, [groups, …], with more on their diagonals.
+
+    They are the caller's own (a wide layer's takes 170 MB), who gets the diagonals back.
+    """
     if gram is None:
-        return np.ones((1, columns, 0))  # no matrix: only its diagonal is needed
-    grams = np.array(gram if gram.ndim == 3 else gram[None], np.float64)
+        yield np.ones((1, columns, 0))  # no matrix: only its diagonal is needed
+        return
+    grams = np.asarray(gram if gram.ndim == 3 else gram[None], np.float64)
     diagonal = np.einsum("gkk->gk", grams)
-    mean = diagonal.mean(axis=1)
+    before, mean = diagonal.copy(), diagonal.mean(axis=1)
     at = np.arange(columns)
     grams[:, at, at] += np.where(mean > 0, damping * mean, 1.0)[:, None]
-    return grams
+    try:
+        yield grams
+    finally:
+        grams[:, at, at] = before
 
 
 def _in_chunks(parts: Floats, solver: _Solver, given: Floats | None) -> tuple[Ints, Floats]:
@@ -135,10 +148,7 @@ def _in_chunks(parts: Floats, solver: _Solver, given: Floats | None) -> tuple[In
     width = max(1, _CHUNK // (groups * columns))
     integers = np.empty(parts.shape, np.int8)
     scales = np.empty((groups, rows, columns // solver.size), np.float32)
-    kind: type[Any] = np.float64
-    if solver.known and groups * columns**2 * rows > _LARGE:
-        solver.make_cheap()
-        kind = np.float32
+    kind: type[Any] = np.float32 if solver.cheap else np.float64
     for start in range(0, rows, width):
         cut = slice(start, start + width)
         fixed = None if given is None else _turned(given[:, cut], kind)
@@ -151,11 +161,42 @@ def _turned(values: Any, kind: type[Any]) -> Reals:
     return np.ascontiguousarray(values.transpose(0, 2, 1), dtype=kind)
 
 
-class _Solver:
-    """One layer's Gram matrices, their factor, and the search for integers over them."""
+def _upper_factor(grams: Reals, order: Any, kind: type[Any]) -> Reals:
+    """R of H = R·Rᵀ for each matrix, its columns in `order`."""
+    factor = np.empty(grams.shape, kind)
+    for group, (gram, at) in enumerate(zip(grams, order, strict=True)):
+        backwards = gram[np.ix_(at[::-1], at[::-1])]
+        _cholesky(backwards)
+        factor[group] = backwards[::-1, ::-1]
+    return factor
 
-    def __init__(self, grams: Reals, bits: int, size: int, sweeps: int) -> None:
-        self.grams, self.size, self.sweeps = grams, size, sweeps
+
+def _cholesky(matrix: Reals) -> None:
+    """The lower factor in place of `matrix`; LAPACK through numpy would hold it three times."""
+    size = len(matrix)
+    for start in range(0, size, _PANEL):
+        stop = min(start + _PANEL, size)
+        corner = np.linalg.cholesky(matrix[start:stop, start:stop])
+        matrix[start:stop, start:stop] = corner
+        matrix[start:stop, stop:] = 0.0
+        if stop == size:
+            return
+        below = np.linalg.solve(corner, matrix[stop:, start:stop].T).T
+        matrix[stop:, start:stop] = below
+        for top in range(stop, size, _PANEL):
+            end = min(top + _PANEL, size)
+            part = below[: end - stop]
+            matrix[top:end, stop:end] -= below[top - stop : end - stop] @ part.T
+
+
+class _Solver:
+    """One layer's Gram matrices, their factor, and the search for integers over them.
+
+    `cheap` trades the last tenths of a decibel for seconds.
+    """
+
+    def __init__(self, grams: Reals, bits: int, size: int, sweeps: int, cheap: bool) -> None:
+        self.grams, self.size, self.sweeps, self.cheap = grams, size, sweeps, cheap
         self.low, self.high = limits(bits)
         self.known = grams.shape[2] > 0
         self.columns = grams.shape[1]
@@ -167,16 +208,11 @@ class _Solver:
         # The columns with the most input power come first, while the others can still make up
         # for them (act-order of GPTQ).
         self.order = np.argsort(-self.diagonal, axis=1, kind="stable")
-        at = self.order
-        ordered = np.stack([h[o][:, o] for h, o in zip(grams, at, strict=True)])
-        backwards = np.linalg.cholesky(ordered[:, ::-1, ::-1])
-        self.factor = np.ascontiguousarray(backwards[:, ::-1, ::-1])  # upper, H = R·Rᵀ
-
-    def make_cheap(self) -> None:
-        """Trade the last tenths of a decibel for seconds."""
-        self.tried, self.sweeps, self.clips = _TRIED[:1], min(self.sweeps, 2), _CLIPS[::3]
-        self.grams, self.factor = self.grams.astype(np.float32), self.factor.astype(np.float32)
-        self.diagonal = self.diagonal.astype(np.float32)
+        self.factor = _upper_factor(grams, self.order, np.float32 if cheap else np.float64)
+        if cheap:
+            self.tried, self.sweeps, self.clips = _TRIED[:1], min(sweeps, 2), _CLIPS[::3]
+            self.grams = self.grams.astype(np.float32)
+            self.diagonal = self.diagonal.astype(np.float32)
 
     def solve(self, weight: Reals, given: Reals | None) -> tuple[Reals, Reals]:
         start = self._search(weight) if given is None else given

@@ -22,7 +22,7 @@ from compressor.quantization.reconstruction_rows import (
     transposed_conv_rows,
     window,
 )
-from compressor.quantization.reconstruction_taps import LIMIT_BYTES, ROWS, Data, Tap, collect
+from compressor.quantization.reconstruction_taps import BATCH, LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
 from exporters._onnx_session import tapped_session
 from exporters.base import Env
@@ -243,7 +243,7 @@ def rounded(
     """Integers of 4 bits for `weights` of `model`, and the damage they do (for `onnx_storage`)."""
     by_name = {weight.tensor.name: weight for weight in weights}
     made: dict[str, Rounded] = {}
-    data = lambda: batches(env.data["calibration"], source.inputs, options.samples)  # noqa: E731
+    data = lambda: batches(env.data["calibration"], source.inputs, options.samples, most=BATCH)  # noqa: E731
     passes = collect_grams_onnx(
         model,
         readers(graph, weights),
@@ -253,9 +253,10 @@ def rounded(
         seed=env.context.seed,
     )
     for grams in passes:
-        for name, gram in grams.items():
-            weight = by_name[name]
+        for name in list(grams):
+            weight, gram = by_name[name], grams.pop(name)
             made[name] = round_with(weight.values, weight.axis, gram, blocks.get(name, 0))
+            del gram
             env.progress(len(made) / len(weights), f"rounded {name}")
     for name, weight in by_name.items():
         if name not in made:

@@ -19,7 +19,7 @@ from compressor.quantization.reconstruction_rows import (
     transposed_conv_rows,
     window,
 )
-from compressor.quantization.reconstruction_taps import LIMIT_BYTES, ROWS, Data, Tap, collect
+from compressor.quantization.reconstruction_taps import BATCH, LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
 from exporters.base import Env
 from runtimes.base import Feeds
@@ -69,11 +69,11 @@ def rounded(
     made: dict[str, Rounded] = {}
     bounds = source.facts.get("bounds")
     given = env.data["calibration"]
-    data = lambda: batches(given, source.inputs, options.samples, bounds)  # noqa: E731
+    data = lambda: batches(given, source.inputs, options.samples, bounds, BATCH)  # noqa: E731
     passes = collect_grams_openvino(model, weights, data, rows=options.rows, seed=env.context.seed)
     for grams in passes:
-        for name, gram in grams.items():
-            made[name] = _round(by_name[name], gram, blocks.get(name, 0))
+        for name in list(grams):
+            made[name] = _round(by_name[name], grams.pop(name), blocks.get(name, 0))
             env.progress(len(made) / len(weights), f"rounded {by_name[name].name}")
     left = {name: weight for name, weight in by_name.items() if name not in made}
     return made | {name: _round(w, None, blocks.get(name, 0)) for name, w in left.items()}

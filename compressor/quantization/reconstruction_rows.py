@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+_SHARE = 8  # rows are multiplied once they are this part of the columns
+
 
 @dataclass
 class Gram:
@@ -27,6 +29,7 @@ class Gram:
     blocks: list[Any] = field(default_factory=list)
     rows: int = 0
     drawn: bool = False
+    waiting: list[list[Any]] = field(default_factory=list)
 
     def add(self, parts: Sequence[Any]) -> None:
         """Take in blocks of rows; products in float32, sums in float64."""
@@ -34,10 +37,20 @@ class Gram:
             return
         if not self.blocks:
             self.blocks = [np.zeros((p.shape[1], p.shape[1])) for p in parts]
-        for block, part in zip(self.blocks, parts, strict=True):
-            values = np.ascontiguousarray(part, np.float32)
-            block += values.T @ values
+            self.waiting = [[] for _ in parts]
+        for held, part in zip(self.waiting, parts, strict=True):
+            held.append(np.ascontiguousarray(part, np.float32))
         self.rows += len(parts[0])
+        # A few rows at a time would mostly add up large matrices.
+        if sum(map(len, self.waiting[0])) * _SHARE >= len(self.blocks[0]):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        for block, held in zip(self.blocks, self.waiting, strict=True):
+            if held:
+                values = np.concatenate(held)
+                block += values.T @ values
+                held.clear()
 
     def matrix(self) -> Any | None:
         """As `reconstruct` takes it; None where no row was seen or a value was not finite.
@@ -46,6 +59,7 @@ class Gram:
         multiple of the identity by 2 % of columns/rows (as Ledoit and Wolf do; fitted on rows
         that were not sampled).
         """
+        self._multiply()
         if not self.rows or not all(np.isfinite(block).all() for block in self.blocks):
             return None
         if not self.drawn:

@@ -17,7 +17,8 @@ import numpy as np
 from compressor.quantization.reconstruction_rows import Gram
 from runtimes.base import Feeds
 
-LIMIT_BYTES = 384 << 20
+BATCH = 4  # whole tensors are read, for few rows of each
+LIMIT_BYTES = 256 << 20
 # A wider layer's matrix (8·columns² bytes) and factor would not pay for themselves.
 MOST_COLUMNS = 8192
 ROWS = 4096
@@ -133,6 +134,7 @@ def _one_pass(
             share = -(-max(rows, 2 * tap.columns) // max(1, batches))
             rng = np.random.default_rng([seed, number, place])
             gram.add(tap.rows([values[name] for name in tap.tensors], share, rng))
+        del values  # the engine fills the next ones first
     made: dict[str, Any] = {}
     for tap in taps:
         matrix = grams[tap.key].matrix()

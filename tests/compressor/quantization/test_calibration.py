@@ -172,3 +172,9 @@ def test_growth_tells_whether_more_samples_would_widen_the_ranges():
     brighter = images * np.linspace(0.1, 3, 64, dtype=np.float32)[:, None, None, None]
     assert grown(brighter) > 0.4
     assert grown(images[:8]) is None
+
+
+def test_fewer_samples_at_once_where_their_activations_are_large():
+    free = [TensorSpec("x", "float32", ("n", 3, 4))]
+    sizes = [len(f["x"]) for f in batches(ArraySamples({"x": X}), free, 10, most=4)]
+    assert sizes == [4, 4, 2]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.quantization import reconstruction
 from compressor.quantization.onnx_weights import quantize_int4, quantize_int8
 from compressor.quantization.reconstruction import damage, limits, reconstruct
 from compressor.quantization.reconstruction_onnx import Reader, collect_grams_onnx
@@ -45,6 +46,24 @@ def test_the_output_error_is_half_that_of_nearest(bits):
     low, high = limits(bits)
     assert made[0].min() >= low
     assert made[0].max() <= high
+
+
+def test_the_gram_matrix_is_given_back_as_it_was():
+    x, w = inputs(24, 100), weight(8, 24)
+    gram = x.T @ x
+    before = gram.copy()
+    reconstruct(w, 0, gram, 4)
+    assert (gram == before).all()
+
+
+@pytest.mark.parametrize("panel", [1, 5, 16, 40])
+def test_the_factor_in_place_is_cholesky_s(panel, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_PANEL", panel)
+    x = inputs(24, 200)
+    gram = x.T @ x + np.eye(24)
+    factor = gram.copy()
+    reconstruction._cholesky(factor)
+    np.testing.assert_allclose(factor, np.linalg.cholesky(gram), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
