@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from compressor.deadline import OutOfTime, Watched
 from compressor.env import Progress, StepEnv
 from compressor.memory import release
 from compressor.plan import PlannedStep
@@ -38,6 +39,7 @@ class Engine:
         progress: where to tell how far a step is.
         records: what ran or was found, in order.
         irreproducible: what steps said that will not come out the same again.
+        limit: when (of the monotonic clock) running steps are stopped with `OutOfTime`.
         repeats: place in the recipe → options that would repeat what such a step did.
     """
 
@@ -52,6 +54,7 @@ class Engine:
     records: list[StepRecord] = field(default_factory=list)
     irreproducible: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    limit: float | None = None
 
     def advance(
         self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
@@ -113,11 +116,11 @@ class Engine:
             place.scratch,
             place.checkpoint,
             step.context,
-            {r: self.data[r] for r in (module.NEEDS | module.USES) if r in self.data},
+            {r: self._watched(r) for r in (module.NEEDS | module.USES) if r in self.data},
             self.source,
             self.factory,
             LOG,
-            self.progress.update,
+            self._told,
             lambda artifact: self.trial(artifact, rest, step.context.target),
         )
         before = parent.digest()
@@ -134,6 +137,18 @@ class Engine:
         if parent.digest() != before:
             raise BuildFailed(f"{step.name} changed its input", where=step.where)
         return made
+
+    def _watched(self, role: str) -> Samples:
+        whole = self.data[role]
+        return whole if self.limit is None else cast("Samples", Watched(whole, self._check))
+
+    def _told(self, done: float, message: str) -> None:
+        self._check()
+        self.progress.update(done, message)
+
+    def _check(self) -> None:
+        if self.limit is not None and time.monotonic() > self.limit:
+            raise OutOfTime
 
     def _record(
         self,

@@ -175,8 +175,12 @@ class Judge:
         variants: list[Variant],
         title: str,
         decide: Callable[[BenchResult], bool] | None = None,
+        within_s: float | None = None,
     ) -> BenchResult:
-        """Interleaved timing of `variants` in fresh processes, at every batch size."""
+        """Interleaved timing of `variants` in fresh processes, at every batch size.
+
+        Past `within_s` seconds only the least number of rounds is run.
+        """
         feeds = {b: self.feeds(variants[0].artifact, b) for b in self.batches(variants)}
         plan = BenchPlan(
             effort=self.measure.effort,
@@ -184,6 +188,9 @@ class Judge:
             threads=self.measure.threads,
             seed=self.seed,
         )
+        if within_s is not None:
+            share = within_s / (max(1, len(variants) - 1) * len(feeds))
+            plan = replace(plan, cap_s=min(plan.resolved().cap_s, share))
         self.progress.begin(f"{title}: time")
         found = bench(
             variants,

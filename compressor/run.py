@@ -16,7 +16,8 @@ from compressor.plan import PlannedTarget
 from compressor.recipe import LOCKED, recipe_json
 from compressor.result import Reference, RunRecord, State, TargetResult
 from compressor.session import Request, Session
-from compressor.targets import Outcome, run_target
+from compressor.shipping import Outcome
+from compressor.targets import run_target
 from runtimes.base import load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from compressor.bench import BenchResult, Variant
+from compressor.deadline import SPENT, Deadline, OutOfTime
 from compressor.diagnosis import diagnosed
 from compressor.engine import Engine
 from compressor.judging import Judge, timings_of
+from compressor.memory import release
 from compressor.package import coded_size
 from compressor.plan import PlannedRung, PlannedTarget
 from compressor.quantization.ledger import ledger
@@ -19,10 +21,10 @@ from compressor.result import (
     Failure,
     LayerRow,
     Reference,
-    State,
     TargetResult,
     Timing,
 )
+from compressor.shipping import Built, Outcome, choose, fails
 from compressor.steps import options_json
 from compressor.verdict import combine, judge
 from runtimes.base import load_runtime
@@ -31,23 +33,6 @@ from runtimes.types import Artifact
 
 LATENCY = frozenset({"speedup", "p50", "p99", "memory"})
 ACCURACY = frozenset({"accuracy_drop", "relative_drop", "agreement", "sqnr"})
-
-
-@dataclass(frozen=True)
-class Built:
-    """A candidate with the artifact behind it (None: it could not be built)."""
-
-    candidate: Candidate
-    artifact: Artifact | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A target's result, the artifact that ships, and the best one that failed."""
-
-    result: TargetResult
-    shipped: Artifact | None
-    failed: Built | None = None
 
 
 def run_target(
@@ -60,7 +45,7 @@ def run_target(
 ) -> Outcome:
     """Builds and judges `planned`; an error of this target is data, not an exception.
 
-    Past `deadline` (of the monotonic clock) no further candidate is begun.
+    Past `deadline` (of the monotonic clock) no further candidate is begun, and steps are stopped.
     """
     name = planned.target.name
     blank = TargetResult(
@@ -72,8 +57,8 @@ def run_target(
         versions=load_runtime(planned.target.runtime).versions(),
     )
     try:
-        runner = _Runner(planned, engine, judging, reference, deadline)
-        twins = [runner.build(rung, engine.source) for rung in planned.twins]
+        runner = _Runner(planned, engine, judging, reference, Deadline(deadline))
+        twins = runner.built_twins()
         for twin in twins:
             if twin.artifact is None and twin.candidate.role == "twin":
                 return _broken(blank, twin)
@@ -109,9 +94,16 @@ class _Runner:
     engine: Engine
     judging: Judge
     reference: Reference
-    deadline: float | None = None
+    deadline: Deadline = field(default_factory=Deadline)
     twins: set[str] = field(default_factory=set)
     last: BenchResult | None = None
+
+    def built_twins(self) -> list[Built]:
+        """The twins; what that takes stands for what a built candidate will still take."""
+        began = time.monotonic()
+        twins = [self.build(rung, self.engine.source) for rung in self.planned.twins]
+        self.deadline.reserve = time.monotonic() - began
+        return twins
 
     def build(self, rung: PlannedRung, start: Artifact) -> Built:
         """A rung built and scored, not yet timed; a refusal or failed build is kept as data."""
@@ -126,6 +118,8 @@ class _Runner:
             found = self.judging.score(artifact, *self._where(), title)
         except UsageError:
             raise
+        except OutOfTime:
+            return Built(replace(blank, failure=Failure("skipped", SPENT, 1)), None)
         except CompressError as error:
             failure = Failure(type(error).__name__, error.text(), error.exit_code)
             return Built(replace(blank, failure=failure), None)
@@ -163,15 +157,26 @@ class _Runner:
         """The ladder from its most compressed rung until one passes."""
         tried: list[Built] = []
         for rung in self.planned.rungs:
-            if tried and self.deadline is not None and time.monotonic() > self.deadline:
-                rung = replace(rung, skipped="the minutes given were spent", steps=())
-            built = self.build(rung, compressed)
+            built = self._in_time(rung, compressed)
             if built.artifact is not None:
                 built = self._judged(built, twins)
             tried.append(built)
             if built.candidate.state == "pass":
                 break
         return tried
+
+    def _in_time(self, rung: PlannedRung, compressed: Artifact) -> Built:
+        """A candidate, if it can be built within its share of what is left."""
+        searches = any(getattr(step.options, "minutes", None) for step in rung.steps)
+        limit = self.deadline.of_candidate(searches=searches)
+        if limit is not None and time.monotonic() >= limit:
+            rung = replace(rung, skipped=SPENT, steps=(), exit_code=1)
+        self.engine.limit = limit
+        try:
+            return self.build(rung, compressed)
+        finally:
+            self.engine.limit = None
+            release()  # a step that was stopped had no chance to
 
     def _judged(self, built: Built, twins: list[Built]) -> Built:
         """Size and accuracy first: what fails them is not worth a minute of timing."""
@@ -195,7 +200,10 @@ class _Runner:
         title = f"{self.planned.target.name} {built.candidate.name}"
         assert built.artifact is not None
         self.last = self.judging.time(
-            self._variants([*there, built]), title, decide=self._decided(built, there)
+            self._variants([*there, built]),
+            title,
+            decide=self._decided(built, there),
+            within_s=self.deadline.left(),
         )
         if broken := self._not_timed(built):
             failure = Failure("RuntimeUnavailable", broken, 5)
@@ -260,7 +268,7 @@ class _Runner:
         lost = [b for b in tried if b.artifact is not None and _lost_accuracy(b.candidate)]
         if not lost or any(_passes_in_integers(b.candidate) for b in tried):
             return tried
-        closest = min(lost, key=lambda b: _fails(b.candidate))
+        closest = min(lost, key=lambda b: fails(b.candidate))
         assert closest.artifact is not None
         candidate = diagnosed(
             self.engine,
@@ -269,7 +277,7 @@ class _Runner:
             closest.candidate,
             closest.artifact,
             effort=self.judging.measure.effort,
-            deadline=self.deadline,
+            deadline=self.deadline.at,
         )
         told = Built(candidate, closest.artifact)
         return [told if built is closest else built for built in tried]
@@ -282,7 +290,8 @@ class _Runner:
         """The twins with their timings from the last comparison (timed alone if there was none)."""
         there = [t for t in twins if t.artifact is not None]
         if self.last is None:
-            self.last = self.judging.time(self._variants(there), f"{self.planned.target.name} twin")
+            title, left = f"{self.planned.target.name} twin", self.deadline.left()
+            self.last = self.judging.time(self._variants(there), title, within_s=left)
         done = []
         for twin in there:
             assert twin.artifact is not None
@@ -313,85 +322,3 @@ def _passes_in_integers(candidate: Candidate) -> bool:
 def _spelled(name: str, options: dict[str, object]) -> str:
     shown = ", ".join(f"{k}: {v}" for k, v in options.items() if v not in (None, "", [], {}))
     return f"{name} {{{shown}}}" if shown else name
-
-
-def choose(
-    blank: TargetResult, twins: list[Built], twin: Built, tried: list[Built], explicit: bool
-) -> Outcome:
-    """What ships and why: the first rung that passes, else one nobody can decide, else the twin."""
-    shown = [b.candidate for b in (*tried, *twins)]
-    result = replace(blank, candidates=shown)
-    for state, code in (("pass", 0), ("not_judged", 0), ("inconclusive", 3)):
-        for built in tried:
-            if built.artifact is not None and built.candidate.state == state:
-                reason = _why_chosen(built.candidate, tried, state)
-                done = replace(
-                    result,
-                    state=built.candidate.state,
-                    exit_code=code,
-                    shipped=built.candidate.name,
-                    reason=reason,
-                )
-                return Outcome(done, built.artifact)
-    best = _best_failing(tried)
-    code = _failure_code(tried, explicit)
-    reason = _why_twin(best, tried)
-    done = replace(result, state="fail", exit_code=code, shipped=twin.candidate.name, reason=reason)
-    return Outcome(done, twin.artifact, best)
-
-
-def _best_failing(tried: list[Built]) -> Built | None:
-    built = [b for b in tried if b.artifact is not None]
-    return min(built, key=lambda b: _fails(b.candidate), default=None)
-
-
-def _fails(candidate: Candidate) -> tuple[int, int]:
-    """Gates failed, then gates left open: fewer of both is closer to passing."""
-    states = [check.state for check in candidate.checks]
-    return states.count("fail"), len(states) - states.count("fail") - states.count("pass")
-
-
-def _failure_code(tried: list[Built], explicit: bool) -> int:
-    """1 where candidates were judged and failed; an explicit list that broke has its own code."""
-    if any(b.artifact is not None for b in tried):
-        return 1
-    codes = [b.candidate.failure.exit_code for b in tried if b.candidate.failure]
-    return codes[0] if codes and explicit else (max(codes) if codes else 1)
-
-
-def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) -> str:
-    if state == "pass" and any(check.state == "not_judged" for check in candidate.checks):
-        state = "not_judged"
-    word = {
-        "pass": "passes every gate",
-        "not_judged": "fails no gate; not every gate could be judged",
-        "inconclusive": "fails no gate, but not every gate could be decided",
-    }[state]
-    before = [b.candidate.name for b in tried if b.candidate.name != candidate.name]
-    passed_over = before[: [b.candidate.name for b in tried].index(candidate.name)]
-    more = f"; tried before it: {', '.join(passed_over)}" if passed_over else ""
-    return f"{candidate.name} {word}{more}"
-
-
-def _why_twin(best: Built | None, tried: list[Built]) -> str:
-    if best is None:
-        return f"no candidate could be built, the untouched model ships: {_reasons(tried)}"
-    names = ", ".join(b.candidate.name for b in tried if b.artifact is not None)
-    failed = next((c for c in best.candidate.checks if c.state == "fail"), None)
-    stopped = f", stopped by {failed.gate}" if failed else ""
-    return (
-        f"no candidate passes (built: {names}), the untouched model ships; "
-        f"closest is {best.candidate.name}{stopped}"
-    )
-
-
-def _reasons(tried: list[Built]) -> str:
-    """Why nothing could be built, each reason once with the rungs it stopped."""
-    rungs: dict[str, list[str]] = {}
-    for built in tried:
-        if built.candidate.failure:
-            text = built.candidate.failure.message.splitlines()[0]
-            rungs.setdefault(text, []).append(built.candidate.name)
-    if len(rungs) < 2:
-        return next(iter(rungs), "nothing to try")
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in rungs.items())

@@ -10,7 +10,8 @@ import pytest
 
 from compressor.gates import parse_gate
 from compressor.result import Candidate, Check, Failure, Reference, State, TargetResult
-from compressor.targets import Built, Outcome, _Runner, choose
+from compressor.shipping import Built, Outcome, choose
+from compressor.targets import _Runner
 from runtimes.types import Artifact
 
 BLANK = TargetResult("onnxruntime", "fail", 1)
