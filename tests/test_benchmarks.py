@@ -187,19 +187,35 @@ def test_a_childs_memory_is_seen() -> None:
 
 def test_a_large_run_is_held_to_its_goals() -> None:
     made = {"shipped": "int8-w4", "reduction": 0.86, "runs": True, "speedup": [2.0, 1.9, 2.1]}
-    kept = {"seconds": 1700.0, "tree_bytes": 900_000_000, "targets": {"openvino": made}}
+    kept = {
+        "seconds": 1700.0,
+        "tree_bytes": 900_000_000,
+        "process_bytes": 900_000_000,
+        "targets": {"openvino": made},
+    }
     found = large.goals(100_000_000, kept)
     assert found.pop("allowed_bytes") == 900_000_000
     assert all(found.values())
-    slow = {"seconds": 1801.0, "tree_bytes": 900_000_001, "targets": {"a": made, "b": {**made}}}
+    slow = {
+        "seconds": 1801.0,
+        "tree_bytes": 900_000_001,
+        "process_bytes": 900_000_001,
+        "targets": {"a": made, "b": {**made}},
+    }
     slow["targets"]["b"] |= {"reduction": 0.74, "runs": False, "speedup": None}
     assert not any(v for k, v in large.goals(100_000_000, slow).items() if k != "allowed_bytes")
 
 
 def test_the_table_of_large_runs_shows_what_failed() -> None:
-    run = {"seconds": 60.0, "tree_bytes": 10**9, "targets": {}, "failed": "it ran out of memory"}
+    run = {
+        "seconds": 60.0,
+        "tree_bytes": 10**9,
+        "process_bytes": 10**9,
+        "targets": {},
+        "failed": "it ran out of memory",
+    }
     memory = {"tree_bytes": 10**9, "anonymous_bytes": 10**8, "seconds": 30.0}
     row = {"bytes": 10**8, "run": run, "calibration": {"entropy": memory | {"failed": "killed"}}}
     text = large.table({"resnet50": row})
-    assert "| resnet50 | 100,000,000 | 1.0 | 1000 | 900 | | it ran out of memory |" in text
+    assert "| resnet50 | 100,000,000 | 1.0 | 1000 | 1000 | 900 | | it ran out of memory |" in text
     assert "| resnet50 | entropy | 1000 | 100 | 0.5 | killed |" in text
