@@ -7,7 +7,7 @@ all): sessions get them in a temporary file, and what looks at the graph alone g
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,12 @@ def without_weights(model: Any) -> Any:
     return light
 
 
-def with_weights(light: Any, model: Any) -> None:
-    """Give `light`, made from `without_weights(model)`, the weights back, in place."""
+def with_weights(light: Any, model: Any, skip: Collection[str] = ()) -> None:
+    """Give `light`, made from `without_weights(model)`, its weights but for `skip`, in place."""
     taken = {t.name for t in model.graph.initializer if len(t.raw_data) >= _SMALL}
     own = {tensor.name: tensor for tensor in light.graph.initializer}
-    back = [own.pop(t.name, t if t.name in taken else None) for t in model.graph.initializer]
+    wanted = taken.difference(skip)
+    back = [own.pop(t.name, t if t.name in wanted else None) for t in model.graph.initializer]
     replace(light.graph.initializer, [t for t in back if t is not None] + list(own.values()))
     given = {value.name for value in model.graph.input}
     drop(light.graph.input, lambda value: value.name in taken and value.name not in given)

@@ -37,7 +37,8 @@ from compressor.quantization.sensitivity import (
     Outputs,
 )
 from exporters._check import onnx_session, run_onnx
-from exporters._onnx_graph import load_model, replace
+from exporters._onnx_graph import drop, load_model, replace
+from exporters._onnx_session import with_weights, without_weights
 from exporters.base import Env, QuantScheme
 from runtimes.types import Artifact
 
@@ -141,7 +142,9 @@ class OnnxBench:
             switch_of(root): needs
             for root, needs in integer_needs(self.graph, self.plan, self._group_of).items()
         }
-        self._session = onnx_session(model.SerializeToString(), self._env.context.threads)
+        self._session = onnx_session(
+            model.SerializeToString(), self._env.context.threads, in_order=True
+        )
 
     def _correctable(self) -> list[str]:
         """Convolutions and Gemms whose weight is a group's: their bias can take a correction."""
@@ -185,12 +188,13 @@ def instrumented(model: Any, weights: list[str], grids: Mapping[str, Grid]) -> A
     import onnx
 
     floats = onnx.TensorProto.FLOAT
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy, chosen = without_weights(model), set(weights)
+    with_weights(copy, model, skip=chosen)
     graph, names = copy.graph, Names(copy.graph)
-    for tensor in [t for t in graph.initializer if t.name in set(weights)]:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, floats, tensor.dims))
-        graph.initializer.remove(tensor)
+    drop(graph.initializer, lambda tensor: tensor.name in chosen)
+    for tensor in model.graph.initializer:
+        if tensor.name in chosen:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, floats, tensor.dims))
     mixes: dict[str, list[Any]] = {}
     renamed: dict[str, str] = {}
     for root, at in grids.items():
