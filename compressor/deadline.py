@@ -2,7 +2,7 @@
 
 A step is stopped where it tells how far it is or asks for more samples, which every long one does
 every few seconds. A candidate gets half of what is left, so that one long step does not leave the
-others without a chance; searches have a budget of their own and get all of it.
+others without a chance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHARE = 0.5  # of what is left, for one candidate
 
 
 class OutOfTime(Exception):  # noqa: N818 - no fault of anything
-    """The time given was over before a step was done; a search must not take it for its own."""
+    """The time given was over before a step was done."""
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Deadline:
         """Seconds until then, at least 0; None: as many as it takes."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
-    def of_candidate(self, *, searches: bool) -> float | None:
+    def of_candidate(self) -> float | None:
         """When the build of the next candidate must be done; in the past where none may begin."""
         if self.at is None:
             return None
         now = time.monotonic()
-        return now + (self.at - self.reserve - now) * (1.0 if searches else _SHARE)
+        return now + _SHARE * (self.at - self.reserve - now)
 
 
 class Watched:

@@ -113,9 +113,8 @@ class Recipe:
         measure: how latency is measured.
         shape: input name → dimension or range, for every target.
         seed: of every random choice.
-        minutes: end the run after about this long with the best found so far: searches get a share
-            of it, any other candidate at most half of what is left, and steps that take longer are
-            stopped.
+        minutes: end the run after about this long with the best found so far: each candidate gets
+            at most half of what is left, and steps that take longer are stopped.
         schema: version of this format.
     """
 

@@ -167,8 +167,7 @@ class _Runner:
 
     def _in_time(self, rung: PlannedRung, compressed: Artifact) -> Built:
         """A candidate, if it can be built within its share of what is left."""
-        searches = any(getattr(step.options, "minutes", None) for step in rung.steps)
-        limit = self.deadline.of_candidate(searches=searches)
+        limit = self.deadline.of_candidate()
         if limit is not None and time.monotonic() >= limit:
             rung = replace(rung, skipped=SPENT, steps=(), exit_code=1)
         self.engine.limit = limit

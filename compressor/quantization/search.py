@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from compressor.deadline import OutOfTime
 from compressor.quantization.keep import exactly
 from compressor.quantization.mixed import (
     Assignment,
@@ -102,7 +103,7 @@ class Search:
             (g.name, o): self.bench.size_bytes(g, o) for g in self.table.groups for o in OPTIONS
         }
         options = cells(self.table, sizes, times, allowed)
-        best = self._descend(options)
+        best = self._descend_in_time(options)
         if best is None:
             reasons = "; ".join(dict.fromkeys(self.failed)) or "no assignment keeps the size"
             what = f"no mixed precision could be built: {reasons}"
@@ -118,6 +119,17 @@ class Search:
         if least > self.limit_bytes:
             what = f"the weights take {least:,} bytes in 4 bits, the size gate {self.limit_bytes:,}"
             raise Unsupported(what, [], where="quantize_mixed")
+
+    def _descend_in_time(self, options: list[Cell]) -> Found | None:
+        """As `_descend`; the smallest that keeps all where the run itself is out of time."""
+        try:
+            return self._descend(options)
+        except OutOfTime:
+            kept = [found for found in self.tried if self._keeps(found)]
+            if not kept:
+                raise
+            self.timed = True
+            return min(kept, key=lambda found: found.artifact.size_bytes)
 
     def _descend(self, options: list[Cell]) -> Found | None:
         """The coarsest assignment that keeps accuracy on selection data, within the size.

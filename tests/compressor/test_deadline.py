@@ -24,15 +24,12 @@ DATA = ArraySamples({"x": np.zeros((8, 2), np.float32)})
 
 def test_without_minutes_nothing_ends() -> None:
     assert Deadline().left() is None
-    assert Deadline().of_candidate(searches=False) is None
+    assert Deadline().of_candidate() is None
 
 
-def test_a_candidate_gets_half_of_what_is_left_and_a_search_all_of_it() -> None:
+def test_a_candidate_gets_half_of_what_is_left() -> None:
     now = time.monotonic()
-    deadline = Deadline(now + 1000, reserve=200)
-    half, whole = (deadline.of_candidate(searches=s) for s in (False, True))
-    assert half == pytest.approx(now + 400, abs=5)
-    assert whole == pytest.approx(now + 800, abs=5)
+    assert Deadline(now + 1000, reserve=200).of_candidate() == pytest.approx(now + 400, abs=5)
     assert Deadline(now - 10).left() == 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from compressor.quantization.search import Search
+from compressor.deadline import OutOfTime
+from compressor.quantization.search import Found, Search
 from compressor.quantization.sensitivity import Budget, Group
 from compressor.steps import load_step
+from exporters.base import Trial
 from runtimes.errors import Unsupported
 from tests.compressor.quantization.helpers import prepared
 from tests.contract import subjects
@@ -42,3 +45,25 @@ def test_a_size_that_the_weights_alone_break_is_refused_before_measuring(tmp_pat
     search = Search(given, Bench(), env, options, Budget(None), limit_bytes=4009)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match=r"weights take 4,010 bytes .* size gate 4,009"):
         search.run()
+
+
+def test_a_search_that_is_stopped_ends_with_the_best_so_far(monkeypatch: Any) -> None:
+    def found(size: int, drop: float) -> Found:
+        artifact: Any = SimpleNamespace(size_bytes=size)
+        return Found({}, artifact, Trial(1.0, size, drop), 0.0)
+
+    def stopped(*_: Any) -> None:
+        raise OutOfTime
+
+    nothing: Any = None
+    options = load_step("quantize_mixed").Options(max_drop=0.01)
+    search = Search(nothing, nothing, nothing, options, Budget(None), limit_bytes=100)
+    monkeypatch.setattr(search, "_descend", stopped)
+    search.tried = [found(60, 0.5), found(120, 0.0)]
+    with pytest.raises(OutOfTime):
+        search._descend_in_time([])
+    search.tried += [found(90, 0.0), found(80, 0.0)]
+    best = search._descend_in_time([])
+    assert best is not None
+    assert best.artifact.size_bytes == 80
+    assert search.timed
