@@ -19,7 +19,7 @@ from compressor.quantization.reconstruction_rows import (
     transposed_conv_rows,
     window,
 )
-from compressor.quantization.reconstruction_taps import BATCH, LIMIT_BYTES, ROWS, Data, Tap, collect
+from compressor.quantization.reconstruction_taps import LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
 from exporters.base import Env
 from runtimes.base import Feeds
@@ -69,7 +69,8 @@ def rounded(
     made: dict[str, Rounded] = {}
     bounds = source.facts.get("bounds")
     given = env.data["calibration"]
-    data = lambda: batches(given, source.inputs, options.samples, bounds, BATCH)  # noqa: E731
+    # One at a time: with free dimensions the engine keeps every tensor of a batch.
+    data = lambda: batches(given, source.inputs, options.samples, bounds, 1)  # noqa: E731
     passes = collect_grams_openvino(model, weights, data, rows=options.rows, seed=env.context.seed)
     for grams in passes:
         for name in list(grams):
