@@ -108,7 +108,8 @@ def run(
             errors[layer.get_friendly_name()] = weight.values - _values(stored, weight)
     if options.bias_correction and "calibration" in env.data:
         bounds = source.facts.get("bounds")
-        feeds = batches(env.data["calibration"], source.inputs, options.samples, bounds)
+        # One at a time: with free dimensions the engine keeps every tensor of a batch.
+        feeds = batches(env.data["calibration"], source.inputs, options.samples, bounds, 1)
         _correct(model, errors, feeds)
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]

@@ -123,7 +123,7 @@ class OpenVinoBench:
             ]
             bounds = self._source.facts.get("bounds")
             data = self._env.data["calibration"]
-            feeds = batches(data, self._source.inputs, 300, bounds)
+            feeds = batches(data, self._source.inputs, 300, bounds, 1)
             self._means = mean_inputs(self.model, names, feeds) if names else {}
         return self._means.get(layer)
 
