@@ -234,7 +234,8 @@ class _Loop:
         self.progress(1.0, f"timed {len(self.result.rounds)} rounds in {self.spent_s:.0f} s")
 
     def _share(self, index: int, last: int, cap_s: float) -> float:
-        return min(0.99, max(index / last, self.spent_s / cap_s))
+        spent = self.spent_s / cap_s if cap_s > 0 else 1.0
+        return min(0.99, max(index / last, spent))
 
     def _at_look(self, done: int, decide: Decide) -> bool:
         if done not in self.effort.looks:
