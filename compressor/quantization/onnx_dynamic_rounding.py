@@ -33,6 +33,9 @@ class Rounded:
         parts: how many directions these are.
         limit: largest magnitude of an 8-bit weight.
         gram: Gram matrix of the inputs (of all directions on its diagonal), or None.
+        integers, scale: what is stored, a scale for each row.
+        even: the 8-bit integers and the scale of each direction that the kernel computes with
+            instead, or None.
     """
 
     def __init__(self, rows: Any, parts: int, limit: int) -> None:
@@ -41,6 +44,7 @@ class Rounded:
         self.bits = 0
         self.integers: Any = None
         self.scale: Any = None
+        self.even: tuple[Any, Any] | None = None
 
     def round(self, bits: int) -> None:
         """Choose integers and scales: to nearest in 8 bits, in 4 by what the inputs are like."""
@@ -60,9 +64,29 @@ class Rounded:
             for rows, cut in zip(pieces, at, strict=True)
         ]
 
+    def level(self) -> None:
+        """Compute with one scale a direction if its 8-bit step is at most half of any row's own.
+
+        ONNX Runtime's LSTM is a tenth faster so (benchmarks/quantization, `lstm`).
+        """
+        if self.bits != 4:
+            return
+        values = dequantize(self.integers, self.scale, 0)
+        peaks = [float(np.abs(part).max()) or 1.0 for part in np.split(values, self.parts)]
+        whole = np.array([peak / self.limit for peak in peaks], np.float32)
+        scale = np.repeat(whole, len(values) // self.parts)
+        some = self.integers.any(axis=1)
+        if (2 * scale <= self.scale)[some].all():
+            self.even = np.rint(values / scale[:, None]).astype(np.int8), whole
+
     @property
     def error(self) -> Any:
-        """The weight minus what it was rounded to."""
+        """The weight minus what it is in the kernel."""
+        if self.even is not None:
+            integers, scale = self.even
+            return self.rows - dequantize(
+                integers, np.repeat(scale, len(integers) // len(scale)), 0
+            )
         return self.rows - dequantize(self.integers, self.scale, 0)
 
     @property
@@ -106,6 +130,10 @@ def round_weights(
         weight.round(options.store)
     if options.store == 4:
         _keep_some_in_8_bits(layers, found, options.share)
+    for layer in layers:
+        if layer.node.op_type == "LSTM":
+            for port in layer.weights:
+                found[layer.node.name, port].level()
     return found
 
 

@@ -1,7 +1,8 @@
 """Writes ONNX Runtime's dynamic INT8 kernels into a graph, with weights in 8 or 4 bits.
 
 An LSTM's weights lie as [directions, inputs, 4·hidden] with one scale per direction and gate
-output, a product's as [inputs, outputs] with one per output. In 4 bits: INT4 → `Cast`(INT8).
+output, a product's as [inputs, outputs] with one per output. In 4 bits: INT4 → `Cast`(INT8), or,
+where an LSTM computes with one scale a direction, → `Cast` → `Mul` → `Round` → `Cast`(INT8).
 """
 
 from __future__ import annotations
@@ -122,8 +123,13 @@ class Writer:
             graph.initializer.append(made)
         return self.shared[key]
 
-    def weight(self, graph: Any, old: str, bits: int, integers: Any) -> tuple[list[Any], str]:
-        """Nodes that make the INT8 weight, and its name; layers that share one share it here."""
+    def weight(
+        self, graph: Any, old: str, bits: int, integers: Any, factor: Any = None
+    ) -> tuple[list[Any], str]:
+        """Nodes that make the INT8 weight, and its name; layers that share one share it here.
+
+        With `factor`, 4-bit integers are multiplied by it and rounded while the model loads.
+        """
         import onnx
 
         key = id(graph), old, bits, integers.tobytes()
@@ -138,7 +144,17 @@ class Writer:
             return [], name
         graph.initializer.append(int4_tensor(integers, name))
         self.stored[key] = made = self.names.new("w")
-        return [onnx.helper.make_node("Cast", [name], [made], to=onnx.TensorProto.INT8)], made
+        kinds = onnx.TensorProto
+        if factor is None:
+            return [onnx.helper.make_node("Cast", [name], [made], to=kinds.INT8)], made
+        wide, even, whole = (self.names.new("w") for _ in range(3))
+        by = self.value(graph, "wf", factor)
+        return [
+            onnx.helper.make_node("Cast", [name], [wide], to=kinds.FLOAT),
+            onnx.helper.make_node("Mul", [wide, by], [even]),
+            onnx.helper.make_node("Round", [even], [whole]),
+            onnx.helper.make_node("Cast", [whole], [made], to=kinds.INT8),
+        ], made
 
     def _lstm(self, graph: Any, layer: Layer) -> list[Any]:
         import onnx
@@ -151,9 +167,13 @@ class Writer:
             weight = self.rounded[node.name, port]
             shaped = weight.integers.reshape(directions, -1, weight.rows.shape[1])
             integers = np.ascontiguousarray(shaped.transpose(0, 2, 1))
-            nodes, made[port] = self.weight(graph, tensor.name, weight.bits, integers)
-            before += nodes
             scale = weight.scale.reshape(directions, -1)
+            factor = None
+            if weight.even is not None:
+                factor = (scale / weight.even[1][:, None])[:, None, :].astype(np.float32)
+                scale = weight.even[1]
+            nodes, made[port] = self.weight(graph, tensor.name, weight.bits, integers, factor)
+            before += nodes
             tail.append(self.value(graph, "ws", scale))
             tail.append(self.value(graph, "wz", np.zeros(scale.shape, np.int8)))
         bias = self._bias(layer)

@@ -306,3 +306,32 @@ def test_compress_plan_shows_it(tmp_path):
     targets = {"onnxruntime": {"steps": steps}}
     recipe = load_recipe({"model": {"source": "net.onnx"}, "targets": targets})
     assert make_plan_for(recipe, tmp_path).targets[0].recurrent == ("LSTM rnn: dynamic INT8",)
+
+
+def lstm_scales(made):
+    """Sizes of the weight scales of an LSTM's kernel, inputs' and states'."""
+    model = onnx.load(made.path)
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    (node,) = [n for n in model.graph.node if n.op_type == "DynamicQuantizeLSTM"]
+    return [sizes[node.input[port]] for port in (8, 10)]
+
+
+@pytest.mark.parametrize(("large", "shape"), [(1, (1,)), (20, (1, 384))])
+def test_lstms_in_4_bits_compute_with_one_scale_where_no_row_is_drowned_by_it(
+    large, shape, tmp_path, monkeypatch
+):
+    def build():
+        net, spread = Net(0), np.ones((1, 384, 1))
+        spread[:, :4] = large
+        w, r = (
+            net.constant(name, net.rng.uniform(-0.1, 0.1, (1, 384, 96)) * spread)
+            for name in ("W", "R")
+        )
+        net.op("LSTM", "x", w, r, name="lstm", outputs=3, hidden_size=96)
+        return net.model({"x": [9, 2, 96]}, {"y": ("lstm.out", [9, 1, 2, 96])})
+
+    given = artifact_of(tmp_path, monkeypatch, build)
+    made = apply(tmp_path, given, "quantize_dynamic", store=4, share=1.0, calibrated=False)
+    assert lstm_scales(made) == [shape, shape]
+    assert executed_fixed(made)["DynamicQuantizeLSTM"] == 1
+    assert fixed_sqnr(given, made) >= 17
