@@ -47,8 +47,8 @@ def between(text: str, mark: str, content: str) -> str:
 
 def main() -> None:
     then = (
-        "Tighten a gate and it fails in less than half a minute: finished steps are reused, "
-        "and a mixture is tried:"
+        "Tighten a gate and it fails in less than half a minute: finished steps are reused, and "
+        "nothing is timed that has failed before:"
     )
     block = f"{demo()}\n\n{then}\n\n{tight()}"
     for path, mark, content in (
