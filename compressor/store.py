@@ -71,6 +71,8 @@ class Store:
             ) from error
 
     def _object(self, key: str) -> Path:
+        if not key:  # the folder of all objects, which would pass for a damaged one
+            raise ValueError("an artifact's key is empty")
         return self.root / "objects" / key[:2] / key
 
     def artifact(self, key: str) -> Artifact | None:

@@ -94,7 +94,8 @@ def own_entries(
         shipped = candidate.name == target.shipped
         kind = candidate.role if candidate.role != "candidate" or not shipped else "ours"
         row: Row = {"name": candidate.name, "kind": kind, "status": "ok"}
-        artifact = case.store.artifact(steps.get(candidate.digest, ""))
+        key = steps.get(candidate.digest)
+        artifact = case.store.artifact(key) if key else None
         if kind == "candidate" or artifact is None:
             made.append(Entry(row | _told(case, candidate)))
         else:

@@ -168,3 +168,11 @@ def test_gc_drops_the_oldest_and_keeps_the_newest(tmp_path: Path) -> None:
 def test_an_unwritable_root_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="COMPRESS_HOME"):
         Store(Path("/proc/nothing"))
+
+
+def test_an_empty_key_touches_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    built, _ = store.build(KEY, {}, make)
+    with pytest.raises(ValueError, match="key is empty"):
+        store.artifact("")
+    assert built.path.is_file()
