@@ -219,3 +219,10 @@ def test_the_table_of_large_runs_shows_what_failed() -> None:
     text = large.table({"resnet50": row})
     assert "| resnet50 | 100,000,000 | 1.0 | 1000 | 1000 | 900 | | it ran out of memory |" in text
     assert "| resnet50 | entropy | 1000 | 100 | 0.5 | killed |" in text
+
+
+def test_the_readme_says_what_the_quantization_benchmark_found() -> None:
+    from benchmarks.quantization import readme
+
+    text = (readme.ROOT / "README.md").read_text()
+    assert "\n".join(readme.lines()) in text
