@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs the torch extra")
 
 from examples.zoo import MODELS, data, folder, load, metrics, table
 from examples.zoo.about import About, splits

@@ -116,13 +116,13 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     types = sorted(RECURRENT_TYPES)
     scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
     env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
-    preset = nncf.QuantizationPreset.MIXED
-    if not has_attention(model) and not _has_convolutions(model):
+    preset, attention = nncf.QuantizationPreset.MIXED, has_attention(model)
+    if not attention and not _has_convolutions(model):
         # Zero points cost convolutions nothing, and products a sixth of their speed.
         preset = nncf.QuantizationPreset.PERFORMANCE
     # NNCF places symmetric quantizers around products of a transformer; where such a product meets
     # another layer in a Concat it then fails, and its placement for other models does not.
-    kinds = [nncf.ModelType.TRANSFORMER, None] if has_attention(model) else [None]
+    kinds = [nncf.ModelType.TRANSFORMER, None] if attention else [None]
     for kind in kinds:
         try:
             with _silence():

@@ -65,7 +65,7 @@ def test_targets_of_one_run_only_and_failed_ones(tmp_path):
 
 
 def write_artifact(root, graph, requested):
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="needs the core install")
     root.mkdir()
     node = onnx.helper.make_node("Relu", ["x"], ["y"], graph)
     info = [onnx.helper.make_tensor_value_info(n, 1, [1, 4]) for n in "xy"]

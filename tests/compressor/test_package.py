@@ -22,8 +22,8 @@ from runtimes.errors import BadArtifact, RuntimeUnavailable, UsageError
 from runtimes.types import Artifact, TensorSpec
 from tests.run_records import target
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="needs the core install")
+pytest.importorskip("onnxruntime", reason="needs the core install")
 
 
 def write_model(root: Path, seed: int = 0) -> Artifact:
