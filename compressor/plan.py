@@ -315,7 +315,6 @@ def replace_problems(planner: _Planner) -> _Planner:
 
 
 SEARCH = "quantize_mixed"
-_HALF = 0.5  # of a loss that a gate allows, for choices made on other samples than it judges
 
 
 def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -> dict[str, Any]:
@@ -328,9 +327,9 @@ def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -
         if gate.metric == "size_reduction" and gate.of == "model":
             found["min_reduction"] = max(gate.limit, min_reduction)
         if gate.metric in {"relative_drop", "accuracy_drop"}:
-            found["max_drop"] = gate.limit * _HALF
+            found["max_drop"] = gate.limit
         if gate.metric == "agreement":
-            found["max_drop"] = (1 - gate.limit) * _HALF
+            found["max_drop"] = 1 - gate.limit
     if minutes:
         found["minutes"] = minutes
     return found

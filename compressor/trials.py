@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compressor.judging import Judge
 from compressor.metrics import load_metric
+from compressor.result import Comparison
 from compressor.stateful import Steps
 from exporters.base import Samples, Trial
 from runtimes.errors import UsageError
@@ -45,4 +46,13 @@ def trial(judge: Judge, made: Artifact, runtime: str, device: str) -> Trial:
     drop = compared.relative_drop
     if drop is None and compared.sqnr_db is not None:
         drop = 10 ** (-compared.sqnr_db / 10)
-    return Trial(float(found.value or 0.0), made.size_bytes, drop)
+    return Trial(float(found.value or 0.0), made.size_bytes, drop, _upper(judge, compared))
+
+
+def _upper(judge: Judge, compared: Comparison) -> float | None:
+    """The bound of a relative loss, in its units."""
+    if compared.interval is None or compared.relative_drop is None:
+        return None
+    free = judge.metric is not None and judge.metric.kind == "free"
+    whole = None if judge.base is None else judge.base.value
+    return compared.interval[1] / (1.0 if free or not whole else abs(whole))

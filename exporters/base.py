@@ -213,11 +213,13 @@ class Trial:
         size_bytes: of what would ship.
         drop: relative loss against the original on the same samples; without labels, the share of
             answers that differ from the original's, or else the noise share of the outputs.
+        upper: one-sided 95 % bound of `drop`, where the samples give one.
     """
 
     score: float
     size_bytes: int
     drop: Optional[float] = None
+    upper: Optional[float] = None
 
 
 class Env(Protocol):

@@ -96,6 +96,22 @@ def batches(
             yield feeds
 
 
+def at_most(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
+    """The first batches of `feeds` that hold at most `samples`; the first one in any case."""
+    found = [feeds[0]]
+    for batch in feeds[1:]:
+        samples -= _rows(found[-1])
+        if _rows(batch) > samples:
+            break
+        found.append(batch)
+    return found
+
+
+def count(feeds: Sequence[Feeds]) -> int:
+    """Samples in all batches."""
+    return sum(map(_rows, feeds))
+
+
 def _rows(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
 

@@ -108,10 +108,16 @@ class _Narrowed:
     """
 
     def __init__(self, bench: Workbench, precision: str) -> None:
-        self.samples, self.outputs, self.size_bytes = bench.samples, bench.outputs, bench.size_bytes
+        self.outputs, self.size_bytes, self.fewer = bench.outputs, bench.size_bytes, bench.fewer
+        self._bench = bench
         self.groups = tuple(
             replace(g, options=(FLOAT, becomes(g, precision))) for g in bench.groups
         )
+
+    @property
+    def samples(self) -> int:
+        """Of the workbench itself, which may go on with fewer."""
+        return self._bench.samples
 
 
 def becomes(group: Group, precision: str) -> str:

@@ -40,10 +40,16 @@ from runtimes.neighbours import converts
 from runtimes.types import Artifact
 
 # Noise shares tried, from 8 to 43 dB: below the first a model is of no use, past the last it is
-# the float one.
-LEVELS = (0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.002, 0.0005, 0.00005)
+# the float one. Where most models decide, steps are small: a coarse one can leave all INT8 behind.
+LEVELS = (
+    0.16, 0.08, 0.04, 0.02, 0.014, 0.01, 0.007, 0.005, 0.0035, 0.0025, 0.0018, 0.0013, 0.0009,
+    0.0006, 0.0004, 0.0002, 0.00005,
+)  # fmt: skip
 BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
 _NOT_SLOWER = 0.97
+# An attempt keeps the limit where half of it holds the loss, or where less than the limit holds
+# its 95 % bound: a metric with little noise, such as an error of pictures, may come closer to it.
+_HALF, _SURE = 0.5, 0.8
 _REPLANS = 3
 
 
@@ -72,7 +78,6 @@ class Search:
         source: the float artifact.
         bench: precisions tried on it.
         limit_bytes: what the artifact may have.
-        max_drop: relative loss allowed on selection data.
     """
 
     source: Artifact
@@ -164,9 +169,11 @@ class Search:
         return best
 
     def _keeps(self, found: Found) -> bool:
-        drop = found.trial.drop
-        small = found.artifact.size_bytes <= self.limit_bytes
-        return small and drop is not None and drop <= self.options.max_drop
+        """Within the size, and far enough from the limit to hold on samples it has not seen."""
+        drop, upper, most = found.trial.drop, found.trial.upper, self.options.max_drop
+        if drop is None or found.artifact.size_bytes > self.limit_bytes:
+            return False
+        return drop <= _HALF * most or (upper is not None and upper <= _SURE * most)
 
     def _misses(self, found: Found) -> tuple[bool, float, int]:
         """How far off an attempt is: too large first, then by what it loses."""

@@ -28,6 +28,9 @@ STORED = (FLOAT, "half", "w8", "w4")  # those that compute in float
 INTEGER = frozenset({"int8", "int8-w4"})  # those that compute in integers
 FOUR = frozenset({"w4", "int8-w4"})  # those whose weights have 4 bits
 
+MOST_S = 180.0  # that damages are measured for, where fewer samples can keep it
+BATCH = 4  # samples a pass: a large model is measured on few
+
 Outputs = Sequence[Mapping[str, Any]]
 
 
@@ -97,10 +100,16 @@ class Workbench(Protocol):
     """A float model of one target with everything needed to try precisions on it."""
 
     groups: tuple[Group, ...]
-    samples: int
+
+    @property
+    def samples(self) -> int:
+        """How many the outputs are of."""
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
+
+    def fewer(self, samples: int) -> int:
+        """Search on about so many samples from here on; how many batches that leaves."""
 
     def size_bytes(self, group: Group, option: str) -> int:
         """Stored bytes of the group's weight in that option, scales included."""
@@ -198,6 +207,9 @@ def measure(
 ) -> Sensitivity:
     """Change one group at a time and see what it does to the outputs.
 
+    Where all of it would take longer than `MOST_S` seconds, fewer samples are looked at: shares of
+    noise in a large model's outputs hardly differ between samples.
+
     Args:
         bench: the model.
         budget: measuring stops where it ends; what is missing is then unknown.
@@ -209,14 +221,16 @@ def measure(
     known = _read(kept)
     work = [(g, o) for o in options for g in bench.groups if o in g.options]
     rows: list[Row] = []
-    complete, reference = True, None
+    complete = True
+    reference: Outputs | None = None
     for i, (group, option) in enumerate(work):
         damage = known.get((group.name, option))
         if damage is None:
             if not budget.left():
                 complete = False
                 continue
-            reference = reference or bench.outputs({})
+            if reference is None:
+                reference = _reference(bench, len(work) - i)
             damage = noise_share(bench.outputs({group.name: option}), reference)
             known[group.name, option] = damage
             _write(kept, known)
@@ -226,6 +240,17 @@ def measure(
     rows += [Row(g.name, FLOAT, 0.0, bench.size_bytes(g, FLOAT)) for g in bench.groups]
     seconds = round(time.monotonic() - started, 1)
     return Sensitivity(bench.groups, tuple(rows), bench.samples, complete, seconds)
+
+
+def _reference(bench: Workbench, rows: int) -> Outputs:
+    """The float outputs, on as many samples as `rows` more passes have the time for."""
+    found = bench.outputs({})
+    began = time.monotonic()  # the first pass also prepared the model
+    bench.outputs({})
+    whole = (time.monotonic() - began) * rows
+    if whole <= MOST_S:
+        return found
+    return found[: bench.fewer(int(bench.samples * MOST_S / whole))]
 
 
 def _read(path: Path | None) -> dict[tuple[str, str], float]:

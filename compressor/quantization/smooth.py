@@ -26,7 +26,7 @@ from exporters._onnx_graph import replace
 _ALPHAS = np.linspace(0.0, 1.0, 21)
 _LARGEST = 1e4  # of a factor over the geometric mean of all
 FOLDED_GAIN = 2.0  # of the noise's power; the estimate is not better than that
-INSERTED_GAIN, INSERTED_NOISE = 2.0, 1e-4  # a Mul costs a few percent of its product's time
+INSERTED_GAIN, INSERTED_NOISE = 4.0, 1e-4  # a Mul costs a few percent of its product's time
 SMOOTHED = frozenset({"MatMul", "Gemm"})
 
 

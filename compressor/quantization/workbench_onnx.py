@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from compressor.quantization.calibration import batches, calibrate
+from compressor.quantization.calibration import at_most, batches, calibrate, count
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_index import Index, Names
 from compressor.quantization.onnx_pass import keep_of, scheme_of
@@ -28,6 +28,7 @@ from compressor.quantization.onnx_weights import (
 from compressor.quantization.placement import Placement
 from compressor.quantization.qdq import Grid, grid
 from compressor.quantization.sensitivity import (
+    BATCH,
     FLOAT,
     FOUR,
     INTEGER,
@@ -64,8 +65,8 @@ class OnnxBench:
         groups = [self._group(name, found) for name, found in self._members.items()]
         self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
-        self._feeds = list(batches(data, source.inputs, samples))
-        self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+        self._feeds = list(batches(data, source.inputs, samples, most=BATCH))
+        self.samples = count(self._feeds)
         self._session: Any = None
         self._source, self._env, self._method = source, env, method
         self._switches: dict[str, frozenset[str]] = {}
@@ -81,6 +82,12 @@ class OnnxBench:
         integer = all(n in self.plan.weights for n in layers)
         options = options_of(elements, integer=integer)
         return Group(name, weights[0].node.op_type, layers, elements, options)
+
+    def fewer(self, samples: int) -> int:
+        """Search on about so many samples from here on; how many batches that leaves."""
+        self._feeds = at_most(self._feeds, samples)
+        self.samples = count(self._feeds)
+        return len(self._feeds)
 
     def size_bytes(self, group: Group, option: str) -> int:
         """Stored bytes of the group's weights in that option, scales included."""

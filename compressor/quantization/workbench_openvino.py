@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.quantization.calibration import batches
+from compressor.quantization.calibration import at_most, batches, count
 from compressor.quantization.keep import kept
 from compressor.quantization.openvino_biases import (
     add_to_outputs,
@@ -29,7 +29,7 @@ from compressor.quantization.openvino_weights import (
     find_weights,
     readers_of,
 )
-from compressor.quantization.sensitivity import FLOAT, INTEGER, Group, Outputs
+from compressor.quantization.sensitivity import BATCH, FLOAT, INTEGER, Group, Outputs
 from compressor.quantization.substeps import run_steps
 from compressor.quantization.workbench_onnx import members, options_of, stored_bytes
 from exporters.base import Env
@@ -52,8 +52,8 @@ class OpenVinoBench:
         groups = [self._group(name, found) for name, found in self._members.items()]
         self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
-        self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds")))
-        self.samples = sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+        self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds"), BATCH))
+        self.samples = count(self._feeds)
         self._int8: Any = None
         self._means: dict[str, Any] | None = None
 
@@ -64,6 +64,12 @@ class OpenVinoBench:
         elements = sum(int(w.values.size) for w in weights)
         options = options_of(elements, integer=kinds <= WEIGHTED_TYPES)
         return Group(name, readers[0][1], layers, elements, options)
+
+    def fewer(self, samples: int) -> int:
+        """Search on about so many samples from here on; how many batches that leaves."""
+        self._feeds = at_most(self._feeds, samples)
+        self.samples = count(self._feeds)
+        return len(self._feeds)
 
     def size_bytes(self, group: Group, option: str) -> int:
         """Stored bytes of the group's weights in that option, scales included."""

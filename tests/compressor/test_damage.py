@@ -39,6 +39,10 @@ class FakeBench:
         dirt = np.random.default_rng(1).standard_normal((4000, 1))
         return [{"y": (clean + np.sqrt(total) * dirt).astype(np.float32)}]
 
+    def fewer(self, samples: int) -> int:
+        self.samples = max(1, samples)
+        return self.samples
+
     def size_bytes(self, _group: Group, option: str) -> int:
         return BYTES[option]
 

@@ -67,3 +67,27 @@ def test_a_search_that_is_stopped_ends_with_the_best_so_far(monkeypatch: Any) ->
     assert best is not None
     assert best.artifact.size_bytes == 80
     assert search.timed
+
+
+@pytest.mark.parametrize(
+    ("drop", "upper", "keeps"),
+    [
+        (0.005, None, True),  # half of what is allowed
+        (0.005, 0.012, True),
+        (0.007, None, False),
+        (0.007, 0.0079, True),  # a metric with little noise
+        (0.007, 0.0081, False),
+        (None, None, False),
+    ],
+)
+def test_an_attempt_keeps_its_distance_from_the_limit(
+    drop: float | None, upper: float | None, keeps: bool
+) -> None:
+    nothing: Any = None
+    options = load_step("quantize_mixed").Options(max_drop=0.01)
+    search = Search(nothing, nothing, nothing, options, Budget(None), limit_bytes=100)
+    artifact: Any = SimpleNamespace(size_bytes=100)
+    found = Found({}, artifact, Trial(1.0, 100, drop, upper), 0.0)
+    assert search._keeps(found) is keeps
+    artifact.size_bytes = 101
+    assert not search._keeps(found)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.quantization import sensitivity
+from compressor.quantization.calibration import at_most
 from compressor.quantization.sensitivity import FLOAT, Budget, measure, noise_share
 from compressor.quantization.workbench import open_workbench
 from exporters.base import Keep
@@ -142,3 +144,26 @@ def test_weights_in_the_body_of_a_loop_are_no_group_of_the_graph_around_it(
     for group in bench.groups:
         for option in group.options:
             assert bench.outputs({group.name: option})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_would_take_too_long_is_measured_on_fewer_samples(
+    tmp_path: Path, target: str, monkeypatch: Any
+) -> None:
+    bench, _ = bench_of(tmp_path, prepared(tmp_path, "convnet", target))
+    whole = measure(bench, Budget(None), options=("int8",))
+    assert whole.samples == 32
+    monkeypatch.setattr(sensitivity, "MOST_S", 1e-9)
+    bench, _ = bench_of(tmp_path / "again", prepared(tmp_path / "again", "convnet", target))
+    part = measure(bench, Budget(None), options=("int8",))
+    assert part.samples == sensitivity.BATCH
+    assert part.complete
+    for row in whole.rows:
+        found = part.row(row.group, row.option)
+        assert found is not None
+        assert found.damage == pytest.approx(row.damage, rel=3.0)
+
+
+def test_batches_are_kept_whole() -> None:
+    feeds = [{"x": np.zeros((n, 2))} for n in (4, 4, 4, 2)]
+    assert [len(at_most(feeds, n)) for n in (0, 3, 4, 7, 8, 13, 14, 99)] == [1, 1, 1, 1, 2, 3, 4, 4]
