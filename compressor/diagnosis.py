@@ -102,7 +102,12 @@ def _env(engine: Engine, planned: PlannedTarget, source: Artifact, folder: Path)
         LOG,
         engine.progress.update,
         _no_trial,
+        _no_build,
     )
+
+
+def _no_build(_artifact: Artifact, _target: str | None) -> tuple[Artifact, str]:
+    raise UsageError("measuring sensitivity times no builds", where="sensitivity")
 
 
 def _no_trial(_artifact: Artifact) -> Trial:

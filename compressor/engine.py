@@ -51,6 +51,9 @@ class Engine:
     context: Context
     progress: Progress
     trial: Callable[[Artifact, tuple[PlannedStep, ...], str | None], Trial]
+    built: Callable[
+        [Artifact, tuple[PlannedStep, ...], str | None, str | None], tuple[Artifact, str]
+    ]
     records: list[StepRecord] = field(default_factory=list)
     irreproducible: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class Engine:
             LOG,
             self._told,
             lambda artifact: self.trial(artifact, rest, step.context.target),
+            lambda artifact, on: self.built(artifact, rest, step.context.target, on),
         )
         before = parent.digest()
         made = module.run(parent, step.options, env)

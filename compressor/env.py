@@ -57,6 +57,7 @@ class StepEnv:
     log: logging.Logger
     on_progress: Callable[[float, str], None]
     on_trial: Callable[[Artifact], Trial]
+    on_built: Callable[[Artifact, str | None], tuple[Artifact, str]]
 
     def progress(self, done: float, message: str) -> None:
         """Tell the user: `done` in 0–1."""
@@ -71,6 +72,10 @@ class StepEnv:
     def trial(self, artifact: Artifact) -> Trial:
         """Run the rest of this target's list on selection data."""
         return self.on_trial(artifact)
+
+    def built(self, artifact: Artifact, target: str | None = None) -> tuple[Artifact, str]:
+        """What a target makes of an attempt, without training, and its device."""
+        return self.on_built(artifact, target)
 
 
 class Part:

@@ -18,9 +18,11 @@ from compressor.plan import Plan, PlannedStep, make_plan
 from compressor.recipe import Recipe
 from compressor.result import Reference
 from compressor.stateful import RecurrentState, Steps
+from compressor.steps import load_step
 from compressor.store import Store
 from compressor.trials import selecting, trial
 from exporters.base import Context, Samples, Trial
+from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
 STEP_THREADS = 2
@@ -107,6 +109,7 @@ class Session:
             self.plan.context,
             progress,
             self._trial,
+            self._built,
             records=[self.opened.record],
         )
 
@@ -198,3 +201,21 @@ class Session:
             self._chooser = selecting(self.judge, self.opened.data, self.request.base_dir)
             self._chooser.base = self._chooser.score_original(self.original())
         return trial(self._chooser, made, runtime, device)
+
+    def _built(
+        self, artifact: Artifact, rest: tuple[PlannedStep, ...], target: str | None, on: str | None
+    ) -> tuple[Artifact, str]:
+        """A step's attempt as it would run on a target, and the device there."""
+        planned = next((t for t in self.plan.targets if t.target.name == (target or on)), None)
+        if planned is None:
+            raise UsageError(
+                "latency is measured on a target, and none is named" if not on
+                else f"the recipe has no target {on!r}",
+                where="on",
+                expected="one of " + ", ".join(t.target.name for t in self.plan.targets),
+                fix="set `on: <target>`, or move the step into a target's list",
+            )  # fmt: skip
+        steps = planned.twins[-1].steps
+        if target is not None:
+            steps = tuple(s for s in rest if "training" not in load_step(s.name).NEEDS)
+        return self.engine.advance(artifact, steps, "timed build"), planned.context.device

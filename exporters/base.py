@@ -237,6 +237,13 @@ class Env(Protocol):
     def progress(self, done: float, message: str) -> None:
         """Tell the user: `done` in 0–1."""
 
+    def built(self, artifact: Artifact, target: Optional[str] = None) -> Tuple[Artifact, str]:
+        """What a target makes of an attempt, to be timed, and its device.
+
+        The rest of this target's list without the steps that train; in a shared list the half (or
+        FP32) twin's steps of `target`.
+        """
+
     def load_module(self, artifact: Artifact) -> Any:
         """The torch module of a `module` artifact, in eval mode; exporters may not import it."""
 

@@ -77,6 +77,9 @@ class StepEnv:
         assert self.on_trial is not None, "this test's step runs no trials"
         return self.on_trial(artifact)
 
+    def built(self, artifact: Artifact, target: str | None = None) -> tuple[Artifact, str]:
+        raise AssertionError("this test's step times no builds")
+
 
 def make_env(
     tmp_path: Path,

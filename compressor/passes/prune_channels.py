@@ -1,8 +1,9 @@
 """Remove whole channels, so that the module is physically smaller, and say what is left.
 
 Coupled channels come from torch-pruning's dependency graph; which go is a matter of saliency, how
-many from where of the allocation, how many in all of `keep`. Batch-norm statistics are
-re-estimated on data afterwards; `recover` then trains what is left.
+many from where of the allocation, how many in all of `keep`: counted, or as time measured on the
+target. Batch-norm statistics are re-estimated on data afterwards; `recover` then trains what is
+left.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import costs, graph, norms
+from compressor.pruning import costs, graph, latency, norms, saliency
 from compressor.pruning.allocate import TOLERANCE
-from compressor.pruning.budget import Budget, parse_budget
+from compressor.pruning.budget import LATENCY, Budget, parse_budget
+from compressor.pruning.clock import clock
 from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.select import select
 from compressor.sources.torch_io import batch_size, batches, call, example_batch, threads
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 Counts = Mapping[costs.Measure, int]
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()
@@ -40,18 +42,23 @@ class Options:
     """What stays and how it is chosen.
 
     Attributes:
-        keep: what stays, exactly one of `macs`, `params` or `bytes`: a fraction of the module
-            given to this step ("40%" or 0.4) or an absolute number (30000000 or "30M").
+        keep: what stays, exactly one of `macs`, `params`, `bytes` or `latency`: a fraction of the
+            module given to this step ("40%" or 0.4) or an absolute number (30000000 or "30M"; "2ms"
+            of latency, one call at the smallest batch).
+        on: the target that `latency` is measured on, in a shared list: as its float model. In a
+            target's own list, models are timed as the rest of that list makes them.
         saliency: `taylor` (from the model's own outputs, needs data, no labels), `l2` (weights
             alone), `random` (a control); `auto` is taylor where there is data, else l2.
         scope: `global` ranks the channels of all layers together; `uniform` keeps about the same
             fraction of every layer; `auto` is global for taylor, else uniform.
         floor: the least fraction of its channels that any layer keeps.
-        multiple: widths are rounded to it; 0 means the targets' own.
+        multiple: widths are rounded to it; 0 means the targets' own, or what timing shows to be
+            enough.
         samples: how many samples saliency is estimated on; batch norms see four times as many.
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
+    on: str = ""
     saliency: Kind = "auto"
     scope: Scope = "auto"
     floor: float = 0.15
@@ -113,10 +120,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         env.progress(0.2, "estimating saliency")
         kind, scope = resolve(options.saliency, options.scope, data is not None)
         scores, how = score(subject, kind, options.samples)
-        chosen, notes = choose(
-            subject, scores, budget, scope=scope, floor=options.floor,
-            multiple=options.multiple or env.context.width_multiple,
-        )  # fmt: skip
+        env.progress(0.3, "choosing widths")
+        chosen, notes, timed = _chosen(subject, scores, budget, scope, options, env)
         pruned = copy.deepcopy(module)
         graph.remove(pruned, example, chosen)
         after = _counts(pruned, example)
@@ -124,7 +129,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         _check_budget(budget, before, after)
         env.progress(0.7, "re-estimating batch-norm statistics")
         notes = [how, *notes, *_restore_statistics(source, options, data, pruned)]
-    facts = _facts(source, groups, chosen, before, after)
+    facts = _facts(source, groups, chosen, before, after) | timed
     facts["notes"] = [*source.facts.get("notes", []), *_summary(before, after, facts), *notes]
     facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
     factory = reference_of(source)
@@ -132,6 +137,43 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         env.work, pruned, source.inputs, source.outputs,
         factory=factory, facts=facts,
     )  # fmt: skip
+
+
+def _chosen(
+    subject: Subject,
+    scores: saliency.Saliency,
+    budget: Budget,
+    scope: Scope,
+    options: Options,
+    env: Env,
+) -> tuple[Mapping[str, Sequence[int]], list[str], dict[str, Any]]:
+    """Channels that go, notes, and what was measured for it."""
+    usual = env.context.width_multiple
+    if budget.measure != LATENCY:
+        model = costs.cost_model(subject.module, subject.example, subject.groups, budget.measure)
+        chosen, notes = choose(
+            subject, scores, budget, model, budget.limit(model({})),
+            scope=scope, floor=options.floor, multiple=options.multiple or usual,
+        )  # fmt: skip
+        return chosen, notes, {}
+    timer = clock(subject, env, options.on or None)
+    learned = latency.learn(subject, timer, options.multiple, usual)
+    env.progress(0.6, learned.note())
+    met = latency.meet(subject, scores, budget, learned, timer, scope=scope, floor=options.floor)
+    told = (
+        f"latency {met.before_ns / 1e6:.3g} → {met.after_ns / 1e6:.3g} ms, "
+        f"{met.before_ns / met.after_ns:.2f} times as fast"
+    )
+    measured = {
+        "before_ns": round(met.before_ns),
+        "after_ns": round(met.after_ns),
+        "fixed": round(learned.fixed, 3),
+        "error": round(learned.error, 4),
+        "multiple": learned.multiple,
+        "builds": learned.builds,
+    }
+    facts = {"latency": measured, "not_reproducible": "prune_channels chose by measured times"}
+    return met.removal, [*met.notes, learned.note(), told], facts
 
 
 def _data(env: Env) -> Samples | None:
@@ -173,6 +215,8 @@ def _check_budget(budget: Budget, before: Counts, after: Counts) -> None:
             where=f"prune_channels keep {budget}",
             fix="ask to keep less",
         )
+    if budget.measure == LATENCY:
+        return  # measured, not counted
     limit = budget.limit(before[budget.measure])
     got = after[budget.measure]
     if abs(got - limit) > TOLERANCE * limit:

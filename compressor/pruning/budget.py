@@ -1,24 +1,27 @@
-"""`keep: {macs: 40%}`: what stays, never a ratio of what goes."""
+"""`keep: {macs: 40%}` or `{latency: 2ms}`: what stays, never a ratio of what goes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from compressor.pruning.costs import Measure
 from runtimes.errors import UsageError
 
+Kept = Literal[Measure, "latency"]
+LATENCY: Literal["latency"] = "latency"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_FIX = "for example keep: {macs: 40%}, {params: 0.3} or {macs: 30M}"
+_TIMES = {"us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9}
+_FIX = "for example keep: {macs: 40%}, {params: 0.3}, {macs: 30M}, {latency: 50%} or {latency: 2ms}"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A fraction (`value` in 0–1) or an absolute number of one measure."""
+    """A fraction (`value` in 0–1) or an absolute number of one measure; latency in ns."""
 
-    measure: Measure
+    measure: Kept
     value: float
     absolute: bool
 
@@ -28,26 +31,34 @@ class Budget:
         if limit >= whole:
             raise UsageError(
                 "that removes nothing", where=f"keep {self}",
-                expected=f"less than the {whole:,.0f} {self.measure} there are",
-                got=f"{limit:,.0f}", fix="ask to keep less, or leave the step out",
+                expected=f"less than the {self.shown(whole)} there are",
+                got=self.shown(limit), fix="ask to keep less, or leave the step out",
             )  # fmt: skip
         return limit
 
+    def shown(self, amount: float) -> str:
+        """An amount of this measure with its unit."""
+        if self.measure == LATENCY:
+            return f"{amount / 10**6:.3g} ms"
+        return f"{amount:,.0f} {self.measure}"
+
     def __str__(self) -> str:
-        shown = f"{self.value:,.0f}" if self.absolute else f"{self.value:.4g}"
+        shown = f"{self.value:.4g}"
+        if self.absolute:
+            shown = self.shown(self.value).removesuffix(f" {self.measure}")
         return f"{self.measure}: {shown}"
 
 
 def parse_budget(keep: Mapping[str, Any]) -> Budget:
     """The `keep` option; raises `UsageError` where it does not name one known measure."""
-    known = get_args(Measure)
+    known = (*get_args(Measure), LATENCY)
     if not isinstance(keep, Mapping) or len(keep) != 1 or next(iter(keep)) not in known:
         got = ", ".join(map(str, keep)) if isinstance(keep, Mapping) else repr(keep)
         raise UsageError(
             "keep must name exactly one measure", where="keep",
             expected="one of " + ", ".join(known), got=got or "nothing", fix=_FIX,
         )  # fmt: skip
-    measure = next(m for m in known if m in keep)
+    measure: Kept = next(m for m in known if m in keep)
     given = keep[measure]
     value, absolute = _number(measure, given)
     if not value > 0:
@@ -56,9 +67,12 @@ def parse_budget(keep: Mapping[str, Any]) -> Budget:
 
 
 def _number(measure: str, given: Any) -> tuple[float, bool]:
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
+    """The amount, and whether it is one and no share."""
+    time = measure == LATENCY
+    if isinstance(given, (int, float)) and not isinstance(given, bool) and not (time and given > 1):
         return float(given), given > 1
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(%|[kKmMgG]?)\s*", str(given))
+    units = "%|us|µs|ms|s" if time else "%|[kKmMgG]?"
+    found = re.fullmatch(rf"\s*([0-9.]+)\s*({units})\s*", str(given))
     try:
         number = float(found.group(1)) if found else None
     except ValueError:
@@ -67,5 +81,7 @@ def _number(measure: str, given: Any) -> tuple[float, bool]:
         raise UsageError("not an amount", where=f"keep.{measure}", got=repr(given), fix=_FIX)
     if found.group(2) == "%":
         return number / 100, False
+    if time:
+        return number * _TIMES[found.group(2)], True
     value = number * _UNITS[found.group(2).lower()]
     return value, value > 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget
-from compressor.pruning.costs import CostModel, cost_model
+from compressor.pruning.costs import CostModel
 from compressor.pruning.graph import ChannelGroup
 from compressor.sources.torch_io import batches, call, output_kinds
 from exporters.base import Samples
@@ -78,18 +78,18 @@ def choose(
     subject: Subject,
     scores: saliency.Saliency,
     budget: Budget,
+    model: CostModel,
+    limit: float,
     *,
     scope: Scope,
     floor: float,
     multiple: int,
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Group name → channels of its root layer that go, and notes.
+    """Group name → channels of its root layer that go so that `model` costs `limit`, and notes.
 
     Widths are multiples of `multiple`; where its steps are too coarse for the budget it is halved
     until they fit, and that is said. Raises `UsageError` where no widths meet the budget.
     """
-    model = cost_model(subject.module, subject.example, subject.groups, budget.measure)
-    limit = budget.limit(model({}))
     priority = allocate.by_width if scope == "uniform" else allocate.by_saliency
     step = multiple
     while True:
@@ -114,7 +114,8 @@ def _unreachable(
     return UsageError(
         "the budget cannot be met",
         where=f"prune_channels keep {budget}",
-        expected=f"{budget.measure} of about {limit:,.0f}",
-        got=f"{least:,.0f} ({least / whole:.0%}) at the least, with every layer at its floor",
+        expected=f"about {budget.shown(limit)}",
+        got=f"{budget.shown(least)} ({least / whole:.0%}) at the least, with every layer at its "
+        "floor",
         fix="ask to keep more, lower `floor`, or keep fewer layers whole",
     )

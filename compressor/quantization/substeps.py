@@ -45,4 +45,5 @@ def _inner(env: Env, name: str) -> StepEnv:
         env.log,
         Silent().update,
         env.trial,
+        env.built,
     )

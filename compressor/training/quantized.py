@@ -95,7 +95,7 @@ def _inner(env: Env) -> Env:
     data.setdefault("calibration", data["training"])
     return StepEnv(
         env.work, env.scratch, env.checkpoint, _for_qdq(env.context), data, env.reference,
-        env.factory, env.log, env.progress, env.trial,
+        env.factory, env.log, env.progress, env.trial, env.built,
     )  # fmt: skip
 
 
