@@ -5,9 +5,10 @@
 ResNet-50, BERT-base and GPT-2-small with random weights (see models.py), whose answers mean
 nothing: the gates are size and speed, and of accuracy only that noise stays below the signal. The
 second run, under `--minutes`, has the tool's own gates of accuracy, which send such models into the
-search for mixed precision: the longest way there is. Each `compress run` is a process of its own whose tree is watched; so
-is calibration on 1,000 samples by our step and by ONNX Runtime's entropy calibrator, whose address
-space is bounded. Writes results.json and table.md beside this file, merged per model.
+search for mixed precision: the longest way there is. Each `compress run` is a process of its own
+whose tree is watched; so is calibration on 1,000 samples by our step and by ONNX Runtime's entropy
+calibrator, whose address space is bounded. Writes results.json and table.md beside this file,
+merged per model.
 
 The goals: 30 minutes a run, a peak of 3 times the model and 600 MB, `--minutes` kept within 10 %.
 """
