@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporters._onnx_session import without_weights
+
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -22,7 +24,7 @@ def count_macs(path: Path, dims: Mapping[str, int]) -> int | None:
     """
     import onnx
 
-    model = onnx.load(path)
+    model = without_weights(onnx.load(path))
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_param or not dim.HasField("dim_value"):

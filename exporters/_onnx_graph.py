@@ -96,18 +96,20 @@ def rename_reads(graph: Any, renamed: dict[str, str]) -> None:
             rename_reads(inner, {k: v for k, v in renamed.items() if k not in own})
 
 
-def normalise(model: Any) -> tuple[Any, list[str]]:
-    """A copy of `model` in normal form, and a note for everything a user may want to know."""
+def normalise(model: Any, *, copy: bool = True) -> tuple[Any, list[str]]:
+    """`model` in normal form, and a note for everything a user may want to know.
+
+    Without `copy`, the model that is handed in may be changed.
+    """
     import onnx
 
     notes: list[str] = []
     if model.functions:
         notes.append(f"{len(model.functions)} model-local functions were inlined")
         model = onnx.inliner.inline_local_functions(model)
-    else:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        model = copy
+    elif copy:
+        given, model = model, onnx.ModelProto()
+        model.CopyFrom(given)
     _drop_overridable_inputs(model.graph)
     notes += _merge_duplicate_weights(model.graph)
     constants_to_initializers(model.graph)

@@ -121,7 +121,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     if sizes:
         infer_fixed_outputs(model)
     counts = clean(model)
-    model, _ = normalise(model)
+    model, _ = normalise(model, copy=False)
     save_model(model, env.work / "model.onnx")
     found, opset = specs(model), opset_of(model)
     del model  # two engines load it next

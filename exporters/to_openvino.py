@@ -130,7 +130,7 @@ def _cleaned(source: Artifact, sizes: Mapping[str, int]) -> Any:
     if sizes:
         infer_fixed_outputs(proto)
     clean(proto)
-    return normalise(proto)[0]
+    return normalise(proto, copy=False)[0]
 
 
 def _before(source: Artifact) -> list[str]:

@@ -7,6 +7,7 @@ that went into it. The source's own graph does.
 
 from __future__ import annotations
 
+import mmap
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +38,14 @@ def read_nodes(path: Path) -> List[Node]:
     """The nodes of a model file's main graph; empty where the file is no readable ONNX model."""
     if path.suffix != ".onnx":
         return []
-    try:
-        graphs = [body for number, body in _fields(path.read_bytes()) if number == 7]
-        return [_node(body) for g in graphs for number, body in _fields(_bytes(g)) if number == 1]
-    except (ValueError, IndexError, UnicodeDecodeError):
-        return []
+    with path.open("rb") as file:
+        try:  # mapped, so that weights are never read
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            graphs = [body for number, body in _fields(whole) if number == 7]
+            bodies = (_fields(_message(graph)) for graph in graphs)
+            return [_node(body) for fields in bodies for number, body in fields if number == 1]
+        except (ValueError, IndexError, UnicodeDecodeError):
+            return []
 
 
 def merge_layers(layers: Sequence[LayerPrecision], nodes: Sequence[Node]) -> List[LayerPrecision]:
@@ -133,18 +137,16 @@ def _same_op(source: str, engine: str) -> bool:
     return engine.endswith(source) or source in _OPENVINO_OPS.get(engine, ())
 
 
-def _node(data: Union[bytes, int]) -> Node:
+def _node(data: Union[memoryview, int]) -> Node:
     texts: Dict[int, List[str]] = {1: [], 2: [], 3: [], 4: []}
-    for number, body in _fields(_bytes(data)):
+    for number, body in _fields(_message(data)):
         if number in texts:
-            texts[number].append(_bytes(body).decode("utf-8"))
+            texts[number].append(bytes(_message(body)).decode("utf-8"))
     return Node("".join(texts[3]), "".join(texts[4]), tuple(texts[1]), tuple(texts[2]))
 
 
-def _fields(data: bytes) -> Iterator[Tuple[int, Union[bytes, int]]]:
-    """Fields of one protobuf message: (number, bytes or integer). Weights are skipped, not copied
-    twice: only the fields a caller asks for are parsed further.
-    """
+def _fields(data: memoryview) -> Iterator[Tuple[int, Union[memoryview, int]]]:
+    """Fields of one protobuf message: (number, its bytes or integer); nothing is copied."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -162,7 +164,7 @@ def _fields(data: bytes) -> Iterator[Tuple[int, Union[bytes, int]]]:
         at += size
 
 
-def _varint(data: bytes, at: int) -> Tuple[int, int]:
+def _varint(data: memoryview, at: int) -> Tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
@@ -173,7 +175,7 @@ def _varint(data: bytes, at: int) -> Tuple[int, int]:
         shift += 7
 
 
-def _bytes(value: Union[bytes, int]) -> bytes:
+def _message(value: Union[memoryview, int]) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a message was expected, not a number")  # noqa: TRY004 - a malformed file
     return value
