@@ -47,10 +47,11 @@ class Options:
             of latency, one call at the smallest batch).
         on: the target that `latency` is measured on, in a shared list: as its float model. In a
             target's own list, models are timed as the rest of that list makes them.
-        saliency: `taylor` (from the model's own outputs, needs data, no labels), `l2` (weights
-            alone), `random` (a control); `auto` is taylor where there is data, else l2.
+        saliency: `taylor` (at the channels' gates) and `hessian` (of the weights, Optimal Brain
+            Damage) expand the model's own outputs: they need data, no labels; `l2` and `lamp` look
+            at weights alone; `random` is a control. `auto` is taylor where there is data, else l2.
         scope: `global` ranks the channels of all layers together; `uniform` keeps about the same
-            fraction of every layer; `auto` is global for taylor, else uniform.
+            fraction of every layer; `auto` is uniform for l2 and random, else global.
         floor: the least fraction of its channels that any layer keeps.
         multiple: widths are rounded to it; 0 means the targets' own, or what timing shows to be
             enough.

@@ -18,7 +18,7 @@ from runtimes.types import TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Kind = Literal["auto", "taylor", "l2", "random"]
+Kind = Literal["auto", "taylor", "hessian", "l2", "lamp", "random"]
 Scope = Literal["auto", "global", "uniform"]
 
 
@@ -35,7 +35,7 @@ class Subject:
 
 
 def resolve(kind: Kind, scope: Scope, has_data: bool) -> tuple[Kind, Scope]:
-    """What `auto` means: only taylor's values compare across layers.
+    """What `auto` means: values of l2 do not compare across layers.
 
     Measured on a residual CNN at 37 % of its MACs, divergence from the original after one epoch
     of recovery: 0.011 taylor global, 0.022 taylor or l2 uniform, 0.046 l2 global.
@@ -43,7 +43,7 @@ def resolve(kind: Kind, scope: Scope, has_data: bool) -> tuple[Kind, Scope]:
     if kind == "auto":
         kind = "taylor" if has_data else "l2"
     if scope == "auto":
-        scope = "global" if kind == "taylor" else "uniform"
+        scope = "uniform" if kind in ("l2", "random") else "global"
     return kind, scope
 
 
@@ -58,20 +58,23 @@ def score(subject: Subject, kind: Kind, samples: int) -> tuple[saliency.Saliency
     if kind == "l2":
         why = " (no training or calibration data)" if data is None else ""
         return saliency.l2(subject.module, subject.groups), f"saliency: l2 of the weights{why}"
+    if kind == "lamp":
+        return saliency.lamp(subject.module, subject.groups), "saliency: LAMP of the weights"
     if data is None:
         raise UsageError(
-            "saliency taylor needs training or calibration data",
+            f"saliency {kind} needs training or calibration data",
             where="prune_channels",
-            fix="give data.calibration, or use saliency: l2",
+            fix="give data.calibration, or use saliency: lamp",
         )
-    found = saliency.taylor(
+    expansion = saliency.hessian if kind == "hessian" else saliency.taylor
+    found = expansion(
         subject.module,
         subject.groups,
         batches(subject.inputs, data, samples, 64),
         output_kinds(call(subject.module, subject.example), data.labels),
         subject.seed,
     )
-    return found, f"saliency: taylor on {min(samples, len(data))} samples"
+    return found, f"saliency: {kind} on {min(samples, len(data))} samples"
 
 
 def choose(

@@ -1,16 +1,20 @@
 """How much each channel matters: one value a channel of a group's root layer.
 
 `l2`: squared weights of everything that goes with the channel, the group's mean set to 1.
+`lamp`: the same as a share of what is left once smaller channels are gone, which compares across
+groups: Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning" (ICLR 2021).
+`hessian`: second-order expansion in the weights themselves, their curvature the diagonal of the
+Fisher information: LeCun et al., "Optimal Brain Damage" (1990).
 `taylor`: second-order Taylor expansion of the change in the model's own output distribution,
 with the Fisher information for the curvature, taken at the channel's gate: Theis et al.,
-arXiv 1801.05787 (2018); Liu et al., "Group Fisher Pruning" (ICML 2021). It needs samples but no
-labels, and its values (nats, or squared output deviations) compare across groups.
+arXiv 1801.05787 (2018); Liu et al., "Group Fisher Pruning" (ICML 2021). Both need samples but no
+labels, and their values (nats, or squared output deviations) compare across groups.
 `random`: the control.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,29 +37,90 @@ def random(groups: Sequence[ChannelGroup], seed: int) -> Saliency:
 
 def l2(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
     """Mean over the coupled layers of the squared norm of a channel's weights, per group mean 1."""
+    sums = _by_channel(module, groups, lambda layer: layer.weight.detach().double().square())
+    return {name: total / max(float(total.mean()), 1e-30) for name, total in sums.items()}
+
+
+def lamp(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
+    """`l2` over the sum of it and all larger ones of the group: the largest channel has 1."""
+    found = {}
+    for name, norms in l2(module, groups).items():
+        order = np.argsort(norms, kind="stable")
+        left = np.cumsum(norms[order][::-1])[::-1]
+        found[name] = np.empty_like(norms)
+        found[name][order] = norms[order] / np.maximum(left, 1e-30)
+    return found
+
+
+def hessian(
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Iterable[Sequence[Tensor]],
+    kinds: Sequence[OutputKind],
+    seed: int,
+) -> Saliency:
+    """Expected loss of zeroing each of a channel's weights, summed over them.
+
+    Scores of outputs drawn independently have mean zero, so that the square of a batch's gradient
+    is the sum of its samples' squares in expectation.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = {layer: layer.weight for layer in module.modules() if _is_weighted(layer)}
+    frozen = [w for w in weights.values() if not w.requires_grad]
+    total = {layer: torch.zeros_like(w, dtype=torch.float64) for layer, w in weights.items()}
+    samples = 0
+    module.eval()
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        for batch in batches:
+            with torch.enable_grad():
+                score = _drawn_score(call(module, batch), kinds, generator)
+                grads = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
+            for layer, grad in zip(weights, grads, strict=True):
+                if grad is not None:
+                    total[layer] += grad.double().square()
+            samples += int(batch[0].shape[0])
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    count = 2 * max(1, samples)
+    return _by_channel(
+        module, groups, lambda layer: total[layer] * layer.weight.detach().double().square() / count
+    )
+
+
+def _by_channel(
+    module: nn.Module, groups: Sequence[ChannelGroup], values: Callable[[Any], Tensor]
+) -> Saliency:
+    """Per group and channel, `values` of the weights that go with it, summed over all layers."""
     layers = dict(module.named_modules())
     found = {}
     for group in groups:
         total = np.zeros(group.width)
         for member in group.members:
-            norms = _squared_norms(layers.get(member.layer), member.side)
-            if norms is not None:
-                np.add.at(total, list(member.root), norms[list(member.own)])
-        found[group.name] = total / max(float(total.mean()), 1e-30)
+            layer = layers.get(member.layer)
+            if _is_weighted(layer):
+                sums = _channel_sums(layer, member.side, values(layer))
+                np.add.at(total, list(member.root), sums[list(member.own)])
+        found[group.name] = total
     return found
 
 
-def _squared_norms(layer: Any, side: str) -> np.ndarray | None:
+def _is_weighted(layer: Any) -> bool:
     from torch import nn
 
-    conv = isinstance(layer, nn.modules.conv._ConvNd)
-    if not conv and not isinstance(layer, nn.Linear):
-        return None
-    weight = layer.weight.detach().double()
+    return isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
+
+
+def _channel_sums(layer: Any, side: str, values: Tensor) -> np.ndarray:
+    conv = values.dim() > 2
     axis = (0 if side == "out" else 1) if not (conv and layer.transposed) else int(side == "out")
-    norms = weight.transpose(0, axis).flatten(1).square().sum(1).numpy()
+    sums: np.ndarray = values.transpose(0, axis).flatten(1).sum(1).numpy()
     grouped = conv and layer.groups > 1 and axis == 1
-    return np.tile(norms, layer.groups) if grouped else norms
+    return np.tile(sums, layer.groups) if grouped else sums
 
 
 def taylor(

@@ -84,7 +84,7 @@ def test_hidden_units_of_an_lstm_stay_and_its_inputs_shrink(tmp_path):
     assert smaller.rnn.input_size == smaller.before.out_features < 64
 
 
-@pytest.mark.parametrize("saliency", ["taylor", "l2", "random"])
+@pytest.mark.parametrize("saliency", ["taylor", "hessian", "l2", "lamp", "random"])
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_every_saliency_and_scope_is_deterministic(saliency, scope, tmp_path):
     env = env_of("residual", tmp_path)
@@ -96,7 +96,7 @@ def test_every_saliency_and_scope_is_deterministic(saliency, scope, tmp_path):
     assert first.digest() == second.digest()
 
 
-@pytest.mark.parametrize("saliency", ["taylor", "l2"])
+@pytest.mark.parametrize("saliency", ["taylor", "hessian", "l2", "lamp"])
 def test_channels_that_do_nothing_go_first(saliency, tmp_path):
     module = sm.build("mlp")
     with torch.no_grad():

@@ -1,0 +1,58 @@
+"""Saliencies against values worked out by hand."""
+# ruff: noqa: E402
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+pytest.importorskip("torch_pruning", reason="needs the torch extra")
+
+from torch import nn
+
+from compressor.pruning import saliency
+from compressor.pruning.graph import find_groups, removable
+
+
+def net(widths: tuple[int, ...] = (6, 8, 4)) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(widths[0], widths[1]), nn.Linear(widths[1], widths[2])).eval()
+
+
+def groups_of(module: nn.Module, x: torch.Tensor) -> list:
+    return removable(module, [x], find_groups(module, [x]))[0]
+
+
+def test_hessian_is_the_expected_loss_of_a_linear_net() -> None:
+    module, x = net(), torch.randn(4096, 6)
+    (group,) = groups_of(module, x[:2])
+    batches = [[x[i : i + 64]] for i in range(0, 4096, 64)] * 8
+    found = saliency.hessian(module, [group], batches, ["values"], seed=1)[group.name]
+    with torch.no_grad():
+        first, second = module[0].weight.double(), module[1].weight.double()
+        inner, out = module[0](x), module(x)
+        unit = 1 / (float(out.std()) ** 2 * out.shape[1])  # of one squared output deviation
+        into = second.square().sum(0)[:, None] * x.double().square().mean(0)[None, :]
+        of_first = (first.square() * into).sum(1)
+        of_second = (second.square().sum(0)) * inner.double().square().mean(0)
+        wanted = 0.5 * unit * (of_first + of_second)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=0.15)
+
+
+def test_hessian_leaves_frozen_weights_frozen() -> None:
+    module, x = net(), torch.randn(32, 6)
+    groups = groups_of(module, x[:2])
+    module[0].weight.requires_grad_(False)
+    found = saliency.hessian(module, groups, [[x]], ["values"], seed=0)
+    assert not module[0].weight.requires_grad
+    assert all((values > 0).all() for values in found.values())
+
+
+def test_lamp_is_a_share_of_what_is_not_smaller() -> None:
+    module = net((6, 3, 4))
+    with torch.no_grad():
+        for layer, side in ((module[0], 0), (module[1], 1)):
+            layer.weight.zero_()
+            layer.weight.transpose(0, side)[:, 0] = torch.tensor([2.0, 1.0, 3.0]) / 2**0.5
+    groups = groups_of(module, torch.zeros(2, 6))
+    (found,) = saliency.lamp(module, groups).values()
+    np.testing.assert_allclose(found, [4 / 13, 1 / 14, 1.0], rtol=1e-6)
