@@ -108,6 +108,24 @@ def gru() -> nn.Module:
     return Sequence(nn.GRU)
 
 
+class Stacked(nn.Module):
+    """Two layers in both directions, read at the last step and as final states."""
+
+    def __init__(self, rnn: type[nn.RNNBase] = nn.RNN, final: bool = False) -> None:
+        super().__init__()
+        self.rnn = rnn(6, 96, num_layers=2, bidirectional=not final)
+        self.head = nn.Linear(96 if final else 192, 3)
+        self.final = final
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, state = self.rnn(x.transpose(0, 1))
+        return self.head(state[-1] if self.final else out[-1])
+
+
+def final() -> nn.Module:
+    return Stacked(nn.GRU, final=True)
+
+
 IMAGE, RGB = ("n", 1, 28, 28), ("n", 3, 8, 8)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int | str, ...], str]] = {
     "residual": (tm.tiny_resnet, IMAGE, "float32"),
@@ -120,6 +138,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int | str, ...], str]] = {
     "encoder": (Encoder, ("n", 7), "int64"),
     "lstm": (lstm, ("n", 9, 6), "float32"),
     "gru": (gru, ("n", 9, 6), "float32"),
+    "stacked": (Stacked, ("n", 9, 6), "float32"),
+    "final": (final, ("n", 9, 6), "float32"),
 }
 
 

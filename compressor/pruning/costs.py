@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from compressor.pruning import recurrent
 from compressor.pruning.graph import ChannelGroup
 from compressor.sources.torch_io import call
 
@@ -134,17 +135,19 @@ Sides = dict[tuple[str, str], Factor]
 
 
 def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: int) -> list[Term]:
-    """A recurrent layer's hidden products do not depend on its inputs; all others are one term."""
+    """Of a recurrent layer one term a matrix; all others are one term."""
     from torch import nn
 
     factors = _factors(sides, name, ("out", "in"))
     layer = module.get_submodule(name)
     if not factors or not isinstance(layer, nn.RNNBase):
         return [(float(macs), factors)]
-    weights = {k: p.numel() for k, p in layer.named_parameters() if p.dim() == 2}
-    share = sum(n for k, n in weights.items() if k.startswith("weight_ih_l0"))
-    part = macs * share / sum(weights.values())
-    return [(part, factors), (macs - part, ())]
+    weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
+    whole = sum(p.numel() for p in weights.values())
+    return [
+        (macs * p.numel() / whole, _tensor_factors(module, sides, f"{name}.{k}", p))
+        for k, p in weights.items()
+    ]
 
 
 def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
@@ -158,6 +161,8 @@ def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
 
 
 def _length(module: nn.Module, layer: str, side: str) -> int:
+    from torch import nn
+
     if side == "tensor":
         return int(max(module.get_parameter(layer).shape))
     names = {
@@ -165,6 +170,8 @@ def _length(module: nn.Module, layer: str, side: str) -> int:
         "in": ("in_channels", "in_features", "num_features", "num_channels", "input_size"),
     }[side]
     found = module.get_submodule(layer)
+    if isinstance(found, nn.RNNBase) and side == "out":
+        return recurrent.out_channels(found)
     for name in (*names, "num_parameters"):
         if hasattr(found, name):
             return int(getattr(found, name))
@@ -192,9 +199,11 @@ def _tensor_terms(module: nn.Module, sides: Sides, measure: Measure) -> list[Ter
 def _tensor_factors(module: nn.Module, sides: Sides, name: str, t: Tensor) -> tuple[Factor, ...]:
     layer, _, leaf = name.rpartition(".")
     bare = _factors(sides, name, ("tensor",))
-    inner = leaf.startswith("weight_hh") or (leaf.startswith("weight_ih") and "_l0" not in leaf)
-    if bare or inner or t.dim() == 0:
+    if bare or t.dim() == 0:
         return bare
+    inner = leaf.startswith("weight_hh") or (leaf.startswith("weight_ih") and "_l0" not in leaf)
+    if inner:  # a recurrent layer's own units on both sides
+        return _factors(sides, layer, ("out", "out"))
     if t.dim() > 1:
         return _factors(sides, layer, ("out", "in"))
     norm = any(hasattr(module.get_submodule(layer), n) for n in ("num_features", "num_channels"))

@@ -75,10 +75,10 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> list[ChannelGro
     graph = _trace(module, example)
     names = {layer: name for name, layer in module.named_modules()}
     names.update({p: name for name, p in module.named_parameters()})
-    conv = (nn.modules.conv._ConvNd, nn.Linear)
+    roots = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
     found = []
     with _quiet(), torch.enable_grad():
-        for group in graph.get_all_groups(root_module_types=conv):
+        for group in graph.get_all_groups(root_module_types=roots):
             found.append(_as_data(graph, group, names))
     order = {name: place for place, name in enumerate(dict(module.named_modules()))}
     return sorted(found, key=lambda group: order[group.name])
@@ -123,14 +123,15 @@ def _as_data(graph: Any, group: Any, names: Mapping[Any, str]) -> ChannelGroup:
         layer = item.dep.target.module
         if layer not in names:
             continue  # an operation without weights
-        repeats = max(repeats, _repeats(layer))
+        side = _side(graph, layer, item.dep.handler)
+        repeats = max(repeats, _repeats(layer, side))
         exact = exact and not isinstance(layer, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
         if any(r is None for r in item.root_idxs):
             continue
         members.append(
             Member(
                 names[layer],
-                _side(graph, layer, item.dep.handler),
+                side,
                 tuple(item.idxs),
                 tuple(item.root_idxs),
                 getattr(item.dep.target, "pruning_dim", None) or 0,
@@ -147,10 +148,12 @@ def _side(graph: Any, layer: Any, handler: Any) -> Literal["out", "in", "tensor"
     return "out" if graph.is_out_channel_pruning_fn(handler) else "in"
 
 
-def _repeats(layer: Any) -> int:
+def _repeats(layer: Any, side: str) -> int:
     """Channel groups of a layer; a depthwise convolution has none: its channels are separate."""
     from torch import nn
 
+    if isinstance(layer, nn.RNNBase):
+        return recurrent.directions(layer) if side == "out" else 1
     if isinstance(layer, nn.GroupNorm):
         return int(layer.num_groups)
     if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1:
@@ -197,8 +200,12 @@ def _zero_side(layer: nn.Module, side: str, own: list[int]) -> None:
     conv = isinstance(layer, nn.modules.conv._ConvNd)
     flipped = conv and layer.transposed
     if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
+        units = sorted({i % layer.hidden_size for i in own})
         for name, weight in layer.named_parameters():
-            if name.startswith("weight_ih_l0") and side == "in":
+            if side == "out":  # a unit whose gates get nothing stays at its start, which is 0
+                rows = recurrent.hidden_axes(layer, name, units)[0][1]
+                weight.index_fill_(0, torch.tensor(rows), 0.0)
+            elif name.startswith("weight_ih_l0"):
                 weight.index_fill_(1, index, 0.0)
     elif isinstance(layer, nn.Embedding):
         layer.weight.index_fill_(1, index, 0.0)

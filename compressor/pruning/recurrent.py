@@ -1,8 +1,9 @@
 """RNN, LSTM and GRU layers in the dependency graph: one opaque node each.
 
 torch-pruning reads the graph off autograd, where a GRU is hundreds of small operations, and its
-own LSTM pruner slices the hidden weights wrongly (1.6.1). Here a recurrent layer may lose inputs;
-its hidden units stay.
+own LSTM pruner slices the hidden weights wrongly (1.6.1). Here a recurrent layer may lose inputs
+and hidden units: a unit's rows of every gate and its columns of the hidden weights, in all layers
+stacked in one module and in both directions, which share one `hidden_size`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def pruners() -> dict[Any, Any]:
     import torch_pruning
     from torch import nn
 
-    class InputPruner(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc]
+    class Pruner(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc]
         TARGET_MODULES = nn.RNNBase
 
         def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
@@ -33,16 +34,49 @@ def pruners() -> dict[Any, Any]:
             layer.input_size = len(keep)
             return layer
 
-        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:  # noqa: ARG002
-            raise ValueError(f"hidden units of a {type(layer).__name__} are left alone")
+        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+            if layer.proj_size:
+                raise ValueError("hidden units behind a projection (proj_size) are left alone")
+            gone = {i % layer.hidden_size for i in idxs}
+            keep = [unit for unit in range(layer.hidden_size) if unit not in gone]
+            for name, weight in list(layer.named_parameters()):
+                made = weight.detach()
+                for axis, index in hidden_axes(layer, name, keep):
+                    made = made.index_select(axis, torch.tensor(index))
+                setattr(layer, name, torch.nn.Parameter(made.clone()))
+            layer.hidden_size = len(keep)
+            return layer
 
         def get_in_channels(self, layer: Any) -> int:
             return int(layer.input_size)
 
         def get_out_channels(self, layer: Any) -> int:
-            return int(layer.hidden_size) * (2 if layer.bidirectional else 1)
+            return out_channels(layer)
 
-    return dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), InputPruner())
+    return dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Pruner())
+
+
+def out_channels(layer: nn.RNNBase) -> int:
+    """Channels of the output: hidden units of both directions."""
+    return int(layer.proj_size or layer.hidden_size) * directions(layer)
+
+
+def directions(layer: nn.RNNBase) -> int:
+    """2 where it also runs backwards."""
+    return 2 if layer.bidirectional else 1
+
+
+def hidden_axes(layer: nn.RNNBase, name: str, units: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """(axis, indices) of hidden `units` in the parameter `name`: all gates' rows, and columns."""
+    size = layer.hidden_size
+    gates = getattr(layer, name).shape[0] // size
+    found = [(0, [gate * size + unit for gate in range(gates) for unit in units])]
+    if name.startswith("weight_hh"):
+        found.append((1, list(units)))
+    elif name.startswith("weight_ih") and not name.startswith("weight_ih_l0"):
+        blocks = range(directions(layer))
+        found.append((1, [block * size + unit for block in blocks for unit in units]))
+    return found
 
 
 @contextmanager
@@ -52,7 +86,7 @@ def opaque(module: nn.Module) -> Iterator[None]:
 
     layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
     for layer in layers:
-        layer.forward = _one_node(layer.forward)
+        layer.forward = _one_node(layer)
     try:
         yield
     finally:
@@ -60,12 +94,14 @@ def opaque(module: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _one_node(forward: Any) -> Any:
+def _one_node(layer: Any) -> Any:
     import torch
+
+    forward, weight = layer.forward, layer.weight_hh_l0
 
     class Opaque(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
-        def forward(ctx: Any, x: Any, state: Any) -> Any:  # noqa: ARG004
+        def forward(ctx: Any, x: Any, state: Any, anchor: Any) -> Any:  # noqa: ARG004
             with torch.no_grad():
                 out, hidden = forward(x, state)
             return (out, *hidden) if isinstance(hidden, tuple) else (out, hidden)
@@ -75,7 +111,7 @@ def _one_node(forward: Any) -> Any:
             raise NotImplementedError("for reading the graph only")
 
     def traced(x: Any, hx: Any = None) -> Any:
-        out, *hidden = Opaque.apply(x, hx)
+        out, *hidden = Opaque.apply(x, hx, weight)  # the weight: a node even where x has none
         return out, tuple(hidden) if len(hidden) > 1 else hidden[0]
 
     return traced
