@@ -28,6 +28,7 @@ DECODERS = ("yolov5", "yolov8", "end2end")
 MAX_MATCHED = 100  # detections a picture, as COCO counts them
 RESAMPLES = 500  # each costs tens of milliseconds
 _BEFORE_NMS = 30_000
+_PAIRED = 1_000  # boxes whose overlaps are computed all at once
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Decoding:
             return _best(raw[raw[:, 4] >= self.conf], self.max_detections)
         corners, scores = _yolo(raw, str(self.decode))
         rows = _candidates(corners, scores, self.conf, self.multi_label)
-        return _best(suppress(rows, self.iou, self.agnostic), self.max_detections)
+        return suppress(rows, self.iou, self.agnostic, self.max_detections)
 
 
 def _wrong_head(decode: str, wanted: str, raw: Floats) -> UsageError:
@@ -112,22 +113,39 @@ def _best(rows: Floats, count: int) -> Floats:
     return rows[np.argsort(-rows[:, 4], kind="stable")][:count]
 
 
-def suppress(rows: Floats, iou: float, agnostic: bool) -> Floats:
-    """Greedy non-maximum suppression of rows sorted by falling score."""
-    corners = rows[:, :4]
-    if not agnostic and len(rows):
-        # boxes of different classes are moved apart so that they cannot overlap
-        corners = corners + rows[:, 5:6] * (np.abs(corners).max() * 2 + 1)
+def suppress(rows: Floats, iou: float, agnostic: bool, most: int) -> Floats:
+    """Greedy non-maximum suppression of rows sorted by falling score; the `most` best are kept.
+
+    Boxes suppress those of their own class, and of any class where `agnostic`.
+    """
+    kinds = np.zeros(len(rows)) if agnostic else rows[:, 5]
+    alike = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+    kept = [which[_greedy(rows[which, :4], iou, most)] for which in alike]
+    return rows[np.sort(np.concatenate(kept))[:most]] if kept else rows
+
+
+def _greedy(corners: Floats, iou: float, most: int) -> list[int]:
     area = np.prod(np.maximum(corners[:, 2:] - corners[:, :2], 0), axis=1)
-    left, kept = np.arange(len(rows)), []
-    while left.size:
-        first, rest = left[0], left[1:]
-        kept.append(first)
-        low = np.maximum(corners[first, :2], corners[rest, :2])
-        high = np.minimum(corners[first, 2:], corners[rest, 2:])
-        both = np.prod(np.maximum(high - low, 0), axis=1)
-        left = rest[both <= iou * (area[first] + area[rest] - both)]
-    return rows[kept]
+    at_once = len(corners) <= _PAIRED
+    apart = _apart(corners, area, np.arange(len(corners)), iou) if at_once else None
+    left, kept = np.ones(len(corners), bool), []
+    for i in range(len(corners)):
+        if not left[i]:
+            continue
+        kept.append(i)
+        if len(kept) == most:
+            break
+        left &= apart[i] if apart is not None else _apart(corners, area, np.array([i]), iou)[0]
+    return kept
+
+
+def _apart(corners: Floats, area: Floats, which: NDArray[np.int64], iou: float) -> NDArray[np.bool]:
+    """[which, boxes]: whether two boxes overlap by no more than `iou`."""
+    low = np.maximum(corners[which, None, :2], corners[None, :, :2])
+    sides = np.maximum(np.minimum(corners[which, None, 2:], corners[None, :, 2:]) - low, 0)
+    both = sides[..., 0] * sides[..., 1]
+    apart: NDArray[np.bool] = both <= iou * (area[which, None] + area[None] - both)
+    return apart
 
 
 def map50(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.metrics import load_metric
+from compressor.metrics import detection, load_metric
 from compressor.metrics.detection import Decoding, _dataset, suppress
 from runtimes.errors import UsageError
 
@@ -111,7 +111,7 @@ def test_heads_decode_to_the_same_boxes() -> None:
     rng = np.random.default_rng(3)
     rows = np.column_stack([some_boxes(rng, 40), rng.permutation(40) / 50 + 0.1, np.arange(40) % 4])
     five, eight = heads(rows, 4)
-    wanted = suppress(rows[np.argsort(-rows[:, 4])], 0.6, agnostic=False)
+    wanted = suppress(rows[np.argsort(-rows[:, 4])], 0.6, agnostic=False, most=300)
     for decode, head in (("yolov5", five), ("yolov8", eight)):
         found = Decoding(decode, iou=0.6).boxes({"head": head})[0]
         np.testing.assert_allclose(found, wanted, atol=1e-9)
@@ -121,9 +121,24 @@ def test_heads_decode_to_the_same_boxes() -> None:
 def test_suppression_is_per_class_unless_agnostic() -> None:
     first, near, apart = [0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]
     rows = np.array([[*first, 0.9, 0], [*near, 0.8, 0], [*first, 0.7, 1], [*apart, 0.1, 0]])
-    assert suppress(rows, 0.5, agnostic=False)[:, 4].tolist() == [0.9, 0.7, 0.1]
-    assert suppress(rows, 0.5, agnostic=True)[:, 4].tolist() == [0.9, 0.1]
-    assert suppress(rows[:0], 0.5, agnostic=False).shape == (0, 6)
+    assert suppress(rows, 0.5, agnostic=False, most=300)[:, 4].tolist() == [0.9, 0.7, 0.1]
+    assert suppress(rows, 0.5, agnostic=True, most=300)[:, 4].tolist() == [0.9, 0.1]
+    assert suppress(rows[:0], 0.5, agnostic=False, most=300).shape == (0, 6)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_of_many_boxes_is_that_of_few_at_a_time(
+    agnostic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    rows = np.column_stack(
+        [some_boxes(rng, 200), np.sort(rng.random(200))[::-1], np.arange(200) % 3]
+    )
+    whole = suppress(rows, 0.3, agnostic, most=300)
+    np.testing.assert_array_equal(suppress(rows, 0.3, agnostic, most=20), whole[:20])
+    monkeypatch.setattr(detection, "_PAIRED", 10)
+    np.testing.assert_array_equal(suppress(rows, 0.3, agnostic, most=300), whole)
+    assert 20 < len(whole) < 200
 
 
 def test_scores_and_counts_are_limited() -> None:
