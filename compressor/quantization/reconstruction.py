@@ -162,13 +162,29 @@ def _turned(values: Any, kind: type[Any]) -> Reals:
 
 
 def _upper_factor(grams: Reals, order: Any, kind: type[Any]) -> Reals:
-    """R of H = R·Rᵀ for each matrix, its columns in `order`."""
+    """R of H = R·Rᵀ for each matrix, its columns in `order`.
+
+    In half the memory where `kind` is float32, unless the matrix is too close to singular for it.
+    """
     factor = np.empty(grams.shape, kind)
     for group, (gram, at) in enumerate(zip(grams, order, strict=True)):
-        backwards = gram[np.ix_(at[::-1], at[::-1])]
-        _cholesky(backwards)
+        backwards = _reordered(gram, at[::-1], kind)
+        try:
+            _cholesky(backwards)
+        except np.linalg.LinAlgError:
+            backwards = _reordered(gram, at[::-1], np.float64)
+            _cholesky(backwards)
         factor[group] = backwards[::-1, ::-1]
     return factor
+
+
+def _reordered(gram: Reals, at: Any, kind: type[Any]) -> Reals:
+    """Rows and columns of `gram` in the order `at`, without a second copy in between."""
+    made = np.empty(gram.shape, kind)
+    for start in range(0, len(gram), _PANEL):
+        rows = at[start : start + _PANEL]
+        made[start : start + _PANEL] = gram[np.ix_(rows, at)]
+    return made
 
 
 def _cholesky(matrix: Reals) -> None:

@@ -1,0 +1,180 @@
+"""Pruned and recovered models beside torch-pruning's defaults, at the same minutes of recovery.
+
+    python -m examples.zoo resnet --out out/zoo
+    python benchmarks/pruning/run.py --zoo out/zoo [--models resnet] [--minutes 5]
+
+Per model and point, every way of pruning goes through `compress` with the same recovery
+(distillation, `--minutes`), and is scored on the evaluation data and timed beside the untouched
+model on ONNX Runtime and OpenVINO in the same run, batch 1, one thread. torch-pruning and the
+criteria of others get the MACs that pruning to the latency arrived at, so that rows of one point
+compare. Writes results.json and table.md, one entry a model and point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import compressor  # noqa: E402
+from compressor.result import RunRecord, TargetResult  # noqa: E402
+from compressor.steps import step_modules  # noqa: E402
+from examples.zoo import load  # noqa: E402
+from runtimes.host import facts  # noqa: E402
+
+POINTS = (0.5, 0.25)  # of the latency
+ENGINES = ("onnxruntime", "openvino")
+GATES = ("relative_drop<=100%", "speedup>=0.1", "size_reduction>=0%")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, merge, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--zoo", type=Path, default=ROOT / "out" / "zoo")
+    parser.add_argument("--models", default="resnet")
+    parser.add_argument("--points", default=",".join(map(str, POINTS)))
+    parser.add_argument("--minutes", type=float, default=5.0, help="of recovery")
+    parser.add_argument("--effort", choices=("quick", "default", "certify"), default="default")
+    parser.add_argument("--json", type=Path, default=HERE / "results.json")
+    args = parser.parse_args()
+    step_modules()["prune_torch_pruning"] = "benchmarks.pruning.prune_torch_pruning"
+    results: Row = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    for name in args.models.split(","):
+        for point in map(float, args.points.split(",")):
+            results[f"{name} at {point:g}"] = one_point(name, point, args)
+            args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            args.json.with_name("table.md").write_text(table(results))
+
+
+def one_point(name: str, point: float, args: argparse.Namespace) -> Row:
+    """Every way of pruning at one share of the latency."""
+    with tempfile.TemporaryDirectory() as store:
+        first = {"prune_channels": {"keep": {"latency": point}, "on": "onnxruntime"}}
+        rows = {"latency": measured(name, first, args, Path(store))}
+        share = rows["latency"]["macs"] / rows["latency"]["macs_before"]
+        keep = {"keep": {"macs": share}}
+        others = {
+            "macs": {"prune_channels": keep},
+            "hessian": {"prune_channels": {**keep, "saliency": "hessian"}},
+            "random": {"prune_channels": {**keep, "saliency": "random", "scope": "uniform"}},
+            "torch-pruning": {"prune_torch_pruning": {"macs": share}},
+        }
+        for way, step in others.items():
+            rows[way] = measured(name, step, args, Path(store))
+    host = facts()
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "rows": rows,
+        "recovery_minutes": args.minutes,
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "host": {k: host[k] for k in ("cpu", "isa", "cpus", "memory_bytes")},
+    }
+
+
+def measured(name: str, step: Row, args: argparse.Namespace, store: Path) -> Row:
+    """One way: pruned, recovered, built for both engines, scored and timed."""
+    zoo = f"examples.zoo.{name}"
+    about = load(name).ABOUT
+    recipe = {
+        "model": {
+            "source": f"{zoo}:build",
+            "weights": str(args.zoo.resolve() / name / "weights.safetensors"),
+            "inputs": dict(about.inputs), "outputs": list(about.outputs),
+        },
+        "data": {r: f"{zoo}:{r}" for r in ("training", "calibration", "selection", "evaluation")},
+        "metric": about.metric,
+        "steps": [step, {"recover": {"minutes": args.minutes}}],
+        "targets": {engine: {"steps": [f"to_{engine}"]} for engine in ENGINES},
+        "gates": list(GATES),
+        "measure": {"effort": args.effort},
+    }  # fmt: skip
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as out:
+        record = compressor.compress(None, recipe, out=out, store=store).record
+    row = _row(record) | {"seconds": round(time.monotonic() - began, 1)}
+    print(f"{name} {step}: {json.dumps(row)}", flush=True)
+    return row
+
+
+def _row(record: RunRecord) -> Row:
+    pruning = next(s for s in record.steps if s.step.startswith("prune_"))
+    reference = record.reference
+    found: Row = {
+        "macs_before": reference.macs, "parameters_before": reference.parameters,
+        "bytes_before": reference.size_bytes, "notes": pruning.notes,
+        "seconds_of": {s.step: round(s.seconds, 1) for s in record.steps if s.target is None},
+    }  # fmt: skip
+    for target in record.targets:
+        found[target.name] = _engine(target)
+        built = next(c for c in target.candidates if c.role == "candidate")
+        found |= {"macs": built.macs, "parameters": built.parameters}
+    return found
+
+
+def _engine(target: TargetResult) -> Row:
+    built = next(c for c in target.candidates if c.role == "candidate")
+    if built.failure is not None or built.comparison is None or not built.timings:
+        return {"failed": built.failure.message if built.failure else target.reason}
+    timing = built.timings[0]
+    twin = timing.ratios.get("twin")
+    return {
+        "score": built.score.value, "drop": built.comparison.drop,
+        "drop_interval": built.comparison.interval, "bytes": built.size_bytes,
+        "p50_ms": timing.p50_ms, "over_twin": twin, "over_fastest": timing.speedup,
+    }  # fmt: skip
+
+
+def table(results: Row) -> str:
+    """`table.md`."""
+    lines = [
+        "# Pruning", "",
+        "Written by `python benchmarks/pruning/run.py`, from results.json. The drop is in the",
+        "metric's own units, on the evaluation data; speed-ups are over the untouched FP32 twin in",
+        "the same run.", "",
+    ]  # fmt: skip
+    for title, entry in results.items():
+        where = f"{entry['date']}, commit {entry['commit']}, {entry['host']['cpu']}"
+        lines += [
+            f"## {title}", "", f"{entry['recovery_minutes']:g} minutes of recovery; {where}.", "",
+            "| way | MACs | parameters | drop | ONNX Runtime | OpenVINO | minutes |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+        ]  # fmt: skip
+        lines += [_line(way, row) for way, row in entry["rows"].items()] + [""]
+    return "\n".join(lines)
+
+
+def _line(way: str, row: Row) -> str:
+    cells = [way, f"{row['macs'] / row['macs_before']:.1%}"]
+    cells.append(f"{row['parameters'] / row['parameters_before']:.1%}")
+    first = row[ENGINES[0]]
+    cells.append(f"{first['drop']:.4f}" if "drop" in first else first["failed"][:60])
+    for engine in ENGINES:
+        twin = row[engine].get("over_twin")
+        cells.append(f"{twin[0]:.2f} ({twin[1]:.2f}–{twin[2]:.2f})" if twin else "")
+    return "| " + " | ".join([*cells, f"{row['seconds'] / 60:.1f}"]) + " |"
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
