@@ -22,7 +22,7 @@ from exporters.base import Context, Env, Refusal, installed
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()
