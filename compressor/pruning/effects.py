@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from compressor.pruning import costs, norms
@@ -42,6 +42,20 @@ def restore_statistics(
     return [f"batch-norm statistics re-estimated on {seen} samples"]
 
 
+def apart(a: nn.Module, b: nn.Module, given: Iterable[Sequence[Tensor]]) -> float:
+    """Mean squared difference of the float outputs of `a` and `b`."""
+    import torch
+
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in given:
+            for x, y in zip(call(a.eval(), batch), call(b.eval(), batch), strict=True):
+                if x.is_floating_point():
+                    total += float((x - y).double().square().sum())
+                    count += x.numel()
+    return total / max(1, count)
+
+
 def check_outputs(
     module: nn.Module, smaller: nn.Module, example: Sequence[Tensor], where: str
 ) -> None:
@@ -65,7 +79,7 @@ def check_budget(budget: Budget, before: Counts, after: Counts, where: str) -> N
     if abs(got - limit) > TOLERANCE * limit:
         raise Unsupported(
             f"asked for {limit:,.0f} {budget.measure}, got {got:,}: this module's cost does not "
-            "follow its channel counts",
+            "follow from its layers' sizes",
             where=where,
         )
 
