@@ -157,7 +157,7 @@ def _layers(a: list[LayerRow], b: list[LayerRow]) -> dict[str, list[str | None]]
 def _compare_artifacts(a: Artifact, b: Artifact) -> dict[str, Any]:
     from compressor.quantization.ledger import ledger
 
-    wanted = ("parameters", "macs", "opset", "removed", "state")
+    wanted = ("parameters", "macs", "opset", "removed", "factorized", "state")
     facts = {key: [a.facts.get(key), b.facts.get(key)] for key in wanted}
     asked = [
         {row["layer"]: row["requested"] for row in artifact.facts.get("requested", [])}

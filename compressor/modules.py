@@ -1,9 +1,10 @@
 """torch modules between steps: weights as safetensors, structure as data, code from the user.
 
 A `module` artifact holds `weights.safetensors` and `module.json`. The user's own factory builds
-the untouched module; `load_module` then gives its tensors the stored shapes and repairs the layer
-attributes that describe them (`out_channels`, `num_features`, …). So a pruned module is rebuilt
-without the pruner and without pickle, and it trains, exports and prunes again.
+the untouched module; `load_module` then puts pairs where layers had been factorized, gives the
+tensors the stored shapes and repairs the layer attributes that describe them (`out_channels`,
+`num_features`, …). So a pruned module is rebuilt without the pruner and without pickle, and it
+trains, exports and prunes again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.factorization import pairs
 from runtimes.errors import BadArtifact, UsageError
 from runtimes.types import Artifact, TensorSpec, canonical
 
@@ -240,10 +242,13 @@ def write_module(
         "sizes": layer_sizes(module),
         "removed": dict((facts or {}).get("removed", {})),
     }
+    factorized = pairs.ranks(module)
+    structure |= {"factorized": factorized} if factorized else {}
     text = json.dumps(structure, indent=1, sort_keys=True, allow_nan=False)
     (root / STRUCTURE).write_text(text + "\n", encoding="utf-8")
     parameters = sum(p.numel() for p in module.parameters())
     told = {**(facts or {}), "parameters": parameters}
+    told |= {"factorized": factorized} if factorized else {}
     return Artifact.write(root, "module", WEIGHTS, inputs, outputs, told)
 
 
@@ -255,6 +260,7 @@ def read_structure(root: Path) -> dict[str, Any]:
         wrong = data["schema"] != SCHEMA or not _sizes_valid(data["sizes"])
         for key, kind in (("fingerprint", str), ("aliases", dict), ("removed", dict)):
             wrong = wrong or not isinstance(data[key], kind)
+        wrong = wrong or not pairs.valid(data.get("factorized", {}))
     except FileNotFoundError as error:
         raise BadArtifact(f"not a module artifact: no {STRUCTURE}", where=str(root)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -284,6 +290,7 @@ def load_module(
     structure = read_structure(root)
     factory = factory or _stored_factory(root, structure, search_path)
     module = build(factory, structure["factory"] or "factory")
+    pairs.rebuild(module, structure.get("factorized", {}))
     if fingerprint(module) != structure["fingerprint"]:
         raise BadArtifact(
             "the factory builds another module than the one that was stored",

@@ -235,7 +235,8 @@ def _run(session: Any, feeds: Any, where: str) -> Any:
 
 
 def _facts(source: Artifact, made: _Made) -> dict[str, Any]:
-    kept = {k: v for k, v in source.facts.items() if k in {"dims", "removed", "macs", "state"}}
+    wanted = ("dims", "removed", "factorized", "macs", "state")
+    kept = {k: source.facts[k] for k in wanted if k in source.facts}
     return {
         **kept,
         "opset": opset_of(made.proto),

@@ -11,24 +11,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import costs, graph, latency, norms, saliency
-from compressor.pruning.allocate import TOLERANCE
+from compressor.pruning import costs, effects, graph, latency, saliency
 from compressor.pruning.budget import LATENCY, Budget, parse_budget
 from compressor.pruning.clock import clock
 from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.select import select
-from compressor.sources.torch_io import batch_size, batches, call, example_batch, threads
-from exporters.base import Context, Env, Refusal, Samples, installed
-from runtimes.errors import Unsupported, UsageError
+from compressor.sources.torch_io import example_batch, threads
+from exporters.base import Context, Env, Refusal, installed
+from runtimes.errors import UsageError
 from runtimes.types import Artifact
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-Counts = Mapping[costs.Measure, int]
 
 REV = 2
 ACCEPTS = frozenset({"module"})
@@ -93,14 +87,10 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return [
         Refusal(
             source.format,
-            f"channels of {_article(source.format)} model cannot be removed",
+            f"channels of {effects.article(source.format)} model cannot be removed",
             "give the torch module (source: 'package.module:function' and weights)",
         )
     ]
-
-
-def _article(name: str) -> str:
-    return {"exported": "an exported (.pt2)", "onnx": "an ONNX"}.get(name, f"a {name}")
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
@@ -112,9 +102,9 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     budget = parse_budget(options.keep)
     with threads(env.context.threads):
         module = load_module(source, env.factory)
-        data = _data(env)
+        data = effects.data_of(env)
         example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
-        before = _counts(module, example)
+        before = effects.counts(module, example)
         env.progress(0.05, "reading which channels go together")
         groups, left_alone = select(module, example, env.context.keep.channels)
         subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
@@ -125,13 +115,14 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         chosen, notes, timed = _chosen(subject, scores, budget, scope, options, env)
         pruned = copy.deepcopy(module)
         graph.remove(pruned, example, chosen)
-        after = _counts(pruned, example)
-        _check_outputs(module, pruned, example)
-        _check_budget(budget, before, after)
+        after = effects.counts(pruned, example)
+        effects.check_outputs(module, pruned, example, "prune_channels")
+        effects.check_budget(budget, before, after, "prune_channels")
         env.progress(0.7, "re-estimating batch-norm statistics")
-        notes = [how, *notes, *_restore_statistics(source, options, data, pruned)]
+        restored = effects.restore_statistics(source.inputs, 4 * options.samples, data, pruned)
     facts = _facts(source, groups, chosen, before, after) | timed
-    facts["notes"] = [*source.facts.get("notes", []), *_summary(before, after, facts), *notes]
+    told = f"{effects.left(before, after)}; channels removed in {len(facts['removed'])} layers"
+    facts["notes"] = [*source.facts.get("notes", []), told, how, *notes, *restored]
     facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
     factory = reference_of(source)
     return write_module(
@@ -177,63 +168,12 @@ def _chosen(
     return met.removal, [*met.notes, learned.note(), told], facts
 
 
-def _data(env: Env) -> Samples | None:
-    """Training data before calibration data: there is more of it."""
-    found = env.data.get("training") or env.data.get("calibration")
-    return found if found is not None and len(found) else None
-
-
-def _counts(module: nn.Module, example: Sequence[Tensor]) -> Counts:
-    return {m: costs.count(module, example, m) for m in costs.MEASURES}
-
-
-def _restore_statistics(
-    source: Artifact, options: Options, data: Samples | None, module: nn.Module
-) -> list[str]:
-    if not norms.tracked(module):
-        return []
-    if data is None or batch_size(source.inputs, data, 128) < 2 or len(data) < 2:
-        return ["batch-norm statistics are the original's: no data (in batches) to re-estimate on"]
-    seen = norms.reestimate(module, batches(source.inputs, data, 4 * options.samples, 128))
-    return [f"batch-norm statistics re-estimated on {seen} samples"]
-
-
-def _check_outputs(module: nn.Module, pruned: nn.Module, example: Sequence[Tensor]) -> None:
-    import torch
-
-    with torch.no_grad():
-        was, now = ([tuple(o.shape) for o in call(m.eval(), example)] for m in (module, pruned))
-    if was != now:
-        raise Unsupported(
-            f"pruning would change the outputs' shapes from {was} to {now}", where="prune_channels"
-        )
-
-
-def _check_budget(budget: Budget, before: Counts, after: Counts) -> None:
-    if after["params"] >= before["params"]:
-        raise UsageError(
-            "nothing was removed",
-            where=f"prune_channels keep {budget}",
-            fix="ask to keep less",
-        )
-    if budget.measure == LATENCY:
-        return  # measured, not counted
-    limit = budget.limit(before[budget.measure])
-    got = after[budget.measure]
-    if abs(got - limit) > TOLERANCE * limit:
-        raise Unsupported(
-            f"asked for {limit:,.0f} {budget.measure}, got {got:,}: this module's cost does not "
-            "follow its channel counts",
-            where="prune_channels",
-        )
-
-
 def _facts(
     source: Artifact,
     groups: Sequence[graph.ChannelGroup],
     chosen: Mapping[str, Sequence[int]],
-    before: Counts,
-    after: Counts,
+    before: effects.Counts,
+    after: effects.Counts,
 ) -> dict[str, Any]:
     removed: dict[str, list[int]] = {}
     for group in groups:
@@ -262,13 +202,3 @@ def _of_original(
         left = [i for i in range(max(gone) + len(old) + 1) if i not in old]
         found[layer] = sorted(old | {left[i] for i in gone})
     return found
-
-
-def _summary(before: Counts, after: Counts, facts: Mapping[str, Any]) -> list[str]:
-    shown: tuple[tuple[costs.Measure, str], ...] = (("macs", "MACs"), ("params", "parameters"))
-    shares = [
-        f"{name} {before[key]:,} → {after[key]:,} ({after[key] / before[key]:.1%} left)"
-        for key, name in shown
-        if before[key]
-    ]
-    return [f"{', '.join(shares)}; channels removed in {len(facts['removed'])} layers"]

@@ -36,6 +36,16 @@ class Budget:
             )  # fmt: skip
         return limit
 
+    def counted(self, where: str) -> Measure:
+        """The measure, where it is one that is counted; `UsageError` for latency."""
+        if self.measure == LATENCY:
+            raise UsageError(
+                "latency is no budget here", where=f"{where} keep {self}",
+                expected="one of " + ", ".join(get_args(Measure)),
+                fix="only prune_channels measures while it chooses",
+            )  # fmt: skip
+        return self.measure
+
     def shown(self, amount: float) -> str:
         """An amount of this measure with its unit."""
         if self.measure == LATENCY:

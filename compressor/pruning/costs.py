@@ -81,7 +81,7 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     root = type(module).__name__
     totals = {_name(k, root): sum(ops.values()) for k, ops in counter.get_flop_counts().items()}
     own = {
-        name: value - sum(totals.get(child, 0) for child in _children(module, name))
+        name: value - sum(totals[child] for child in _counted_below(module, name, totals))
         for name, value in totals.items()
     }
     return {name: value // (2 * samples) for name, value in own.items() if value > 0}
@@ -107,9 +107,14 @@ def _name(key: str, root: str) -> str:
     return "" if key in ("Global", root) else key.removeprefix(root + ".")
 
 
-def _children(module: nn.Module, name: str) -> list[str]:
-    layer = module.get_submodule(name)
-    return [f"{name}.{child}" if name else child for child, _ in layer.named_children()]
+def _counted_below(module: nn.Module, name: str, totals: Mapping[str, int]) -> Iterator[str]:
+    """The nearest counted modules inside `name`: a ModuleList is never called, what it holds is."""
+    for child, _ in module.get_submodule(name).named_children():
+        path = f"{name}.{child}" if name else child
+        if path in totals:
+            yield path
+        else:
+            yield from _counted_below(module, path, totals)
 
 
 def cost_model(

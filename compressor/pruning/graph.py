@@ -289,12 +289,13 @@ def _trial_failure(
     if [o.shape for o in smaller] != [o.shape for o in before]:
         return "its channels are the model's outputs", ""
     exact = all(g.exact for g in groups)
-    if exact and not all(_close(a, b) for a, b in zip(smaller, before, strict=True)):
+    if exact and not all(close(a, b) for a, b in zip(smaller, before, strict=True)):
         return _MIXED, ""
     return None
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` is `b` up to rounding."""
     if not a.is_floating_point():
         return True
     scale = float(b.abs().max()) if b.numel() else 0.0

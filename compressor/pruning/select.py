@@ -40,11 +40,16 @@ def select(
 def _without_kept(
     module: nn.Module, groups: Sequence[ChannelGroup], keep: Sequence[str]
 ) -> tuple[list[ChannelGroup], list[Refusal]]:
-    names = [name for name, _ in module.named_modules() if name]
-    kept = {name for pattern in keep for name in _matches(pattern, names)}
+    kept = kept_layers(module, keep)
     held = [(g, sorted(kept & set(g.producers))) for g in groups]
     reasons = [Refusal(g.name, f"kept: {', '.join(k)}") for g, k in held if k]
     return [g for g, k in held if not k], reasons
+
+
+def kept_layers(module: nn.Module, keep: Sequence[str]) -> set[str]:
+    """Modules that the globs `keep` name; `UsageError` with near misses where one names none."""
+    names = [name for name, _ in module.named_modules() if name]
+    return {name for pattern in keep for name in _matches(pattern, names)}
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:

@@ -30,6 +30,19 @@ class Heads(nn.Module):
         return self.out(y.reshape(len(x), 5, -1))
 
 
+class Stack(nn.Module):
+    """Layers in a ModuleList, which itself is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 def usable(module, x):
     example = [torch.from_numpy(x)]
     return example, *graph.removable(module, example, graph.find_groups(module, example))
@@ -86,3 +99,8 @@ def test_frozen_layers_are_traced_and_stay_frozen():
     _, groups, _ = usable(module, sm.feeds("residual", 2))
     assert groups
     assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_layers_in_a_list_count_once():
+    found = costs.layer_macs(Stack(), [torch.zeros(2, 4)])
+    assert found == {"layers.0": 16, "layers.1": 16}
