@@ -166,7 +166,7 @@ def arrays() -> Roles:
     train(module)
     module.eval()
     found: Roles = {}
-    for split, n in (("calibration", 256), ("selection", 300), ("evaluation", 650)):
+    for split, n in (("calibration", 256), ("selection", 800), ("evaluation", 1600)):
         crops = _crops(split, n)
         if split != "calibration":
             crops = _sure(module, crops)
