@@ -53,6 +53,8 @@ TOLERANCE = 0.02
 # A model is coded where that saves this share of gzip's bytes and so many of them: what is not
 # coded, tar alone unpacks.
 LEAST_SAVING, LEAST_SAVED_BYTES = 0.02, 1024
+# Coding takes about half a second a megabyte, and every candidate's size is asked for.
+LARGEST_BYTES = 32 << 20
 
 RUN_PY = '''"""Run the model on its reference inputs: python run.py (needs requirements.txt)."""
 from pathlib import Path
@@ -137,7 +139,9 @@ def coded_size(artifact: Artifact) -> int:
 
 
 def _coded(artifact: Artifact) -> bytes | None:
-    """The model files as one blob; None where gzip does nearly as well."""
+    """The model files as one blob; None where gzip does nearly as well, or they are large."""
+    if artifact.size_bytes > LARGEST_BYTES:
+        return None
     blob = code_files(artifact.root, _names(artifact))
     plain = archive_size(_model(artifact))
     worth = max(plain * LEAST_SAVING, LEAST_SAVED_BYTES)

@@ -74,8 +74,8 @@ def _repeats(data: bytes, tensor: Stored) -> bool:
 
 def _entropy(symbols: np.ndarray[Any, Any], contexts: np.ndarray[Any, Any] | int = 0) -> float:
     """Bytes of symbols in 0–255, each in its context in 0–255, by their own frequencies."""
-    cells = np.bincount((symbols + 256 * np.asarray(contexts)).ravel(), minlength=1 << 16)
-    table = cells.reshape(256, 256).astype(np.float64)
+    cells = np.bincount(symbols + 256 * contexts)
+    table = np.pad(cells, (0, -len(cells) % 256)).reshape(-1, 256).astype(np.float64)
     totals = table.sum(axis=1, keepdims=True)
     shares = np.divide(table, totals, out=np.ones_like(table), where=table > 0)
     return float(-(table * np.log2(shares)).sum() / 8)

@@ -109,6 +109,13 @@ def test_coded_size_is_that_of_the_member(tmp_path, package):
     assert sizes["model.coded"] < 0.98 * len(gzip.compress(artifact.path.read_bytes(), 9))
 
 
+def test_a_large_model_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("compressor.package.LARGEST_BYTES", 1000)
+    package = packed(tmp_path, write_model(tmp_path / "a"))
+    assert dict_of(package).keys() >= {"model/model.onnx", "model/artifact.json"}
+    assert verify_package(package)
+
+
 def test_the_same_content_gives_the_same_bytes(tmp_path, package, newer, delta):
     assert packed(tmp_path / "x", write_model(tmp_path / "c")).read_bytes() == package.read_bytes()
     again = build_delta(package, newer, tmp_path / "again.tar.gz")
