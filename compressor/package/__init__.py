@@ -52,8 +52,8 @@ __all__ = ["build_delta", "build_package", "coded_size", "unpack_package", "veri
 TOLERANCE = 0.02
 # A model is coded where that saves this share of gzip's bytes and so many of them: what is not
 # coded, tar alone unpacks.
-LEAST_SAVING, LEAST_SAVED_BYTES = 0.02, 1024
-# Coding takes about half a second a megabyte, and every candidate's size is asked for.
+LEAST_SAVING, LEAST_SAVED_BYTES = 0.01, 1024
+# Coding takes one to four seconds a megabyte, and every candidate's size is asked for.
 LARGEST_BYTES = 32 << 20
 
 RUN_PY = '''"""Run the model on its reference inputs: python run.py (needs requirements.txt)."""

@@ -18,8 +18,10 @@ from compressor.package.segments import Stored, find_weights
 from runtimes.blob import MAX_ROWS
 from runtimes.coding import COPY, HALF, INT4, UINT4, WORD, Segment, to_values
 
-# Bytes that repeat are LZMA's: beyond this share of their entropy it is the better coder.
-REPEATS = 0.9
+# A tensor that LZMA makes this much smaller is left to it, tried on so many bytes. A small one
+# is not tried alone, since what is learnt of its like counts there: it must plainly repeat.
+REPEATS, SAMPLE = 0.98, 1 << 16
+PLAINLY, SMALL = 0.9, 1 << 14
 
 
 def code_files(
@@ -36,7 +38,7 @@ def code_files(
     data = _joined(root, files)
     found = [t for t in _placed(root, files) if not _repeats(data, t)][:MAX_ROWS]
     if base is None:
-        return encode(data, [_segment(t) for t in found])
+        return min(encode(data, [_segment(t) for t in found]), encode(data, []), key=len)
     before = _joined(base, base_files)
     old = _placed(base, base_files)
     segments = [_aligned(data, before, t, o) for t, o in _pairs(found, old)]
@@ -67,9 +69,14 @@ def _bytes(data: bytes, offset: int, size: int) -> np.ndarray[Any, Any]:
 
 
 def _repeats(data: bytes, tensor: Stored) -> bool:
-    """Whether a tensor holds the same runs over and over: a table, a mask, zeros."""
-    sample = _bytes(data, tensor.offset, min(tensor.size, 1 << 20))
-    return len(zlib.compress(sample.tobytes(), 1)) < REPEATS * _entropy(sample) - 16
+    """Whether LZMA does better on a tensor: a table, a mask, rows of zeros."""
+    step = 4 * tensor.kernel
+    size = tensor.size if tensor.size <= SAMPLE else SAMPLE // step * step
+    sample = data[tensor.offset : tensor.offset + size]
+    if size < SMALL:
+        return len(zlib.compress(sample, 1)) < PLAINLY * _entropy(_bytes(sample, 0, size)) - 16
+    alone = encode(sample, [Segment(0, size, tensor.kind, tensor.kernel)])
+    return len(encode(sample, [])) < REPEATS * len(alone)
 
 
 def _entropy(symbols: np.ndarray[Any, Any], contexts: np.ndarray[Any, Any] | int = 0) -> float:
