@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from compressor.arguments import count, data_flags, effort_flag, model_flags
+from compressor.commands.packages import delta_verb, unpack_verb, verify_verb
 from runtimes.errors import CompressError, UsageError
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(verbs)
     _add_sensitivity(verbs)
     _add_results(verbs)
+    _add_packages(verbs)
     _add_bench(verbs)
     _add_housekeeping(verbs)
     for verb in set(verbs.choices.values()):
@@ -236,8 +238,22 @@ def _add_results(verbs: Any) -> None:
     parser = _verb(verbs, "report", report, "write html, md, json and junit again from run.json")
     parser.add_argument("out", help="a run's output folder")
     parser.add_argument("--to", metavar="DIR", help="write there instead")
-    parser = _verb(verbs, "verify", verify, "check a package: digests, versions, outputs")
+
+
+def _add_packages(verbs: Any) -> None:
+    base = "of a delta: the package that it was made from, or the folder it was unpacked into"
+    parser = _verb(verbs, "verify", verify_verb, "check a package: digests, versions, outputs")
     parser.add_argument("package", nargs="+", help="out/packages/x.tar.gz")
+    parser.add_argument("--base", metavar="OLD", help=base)
+    parser = _verb(verbs, "unpack", unpack_verb, "write a package's files, the model decoded")
+    parser.add_argument("package", help="out/packages/x.tar.gz, or a delta")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--base", metavar="OLD", help=base)
+    text = "code a package as its difference from the one that its devices have"
+    parser = _verb(verbs, "delta", delta_verb, text)
+    parser.add_argument("old", help="the package they have")
+    parser.add_argument("new", help="the package they shall have")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="x.tar.gz")
 
 
 def _add_bench(verbs: Any) -> None:
@@ -327,17 +343,6 @@ def report(args: argparse.Namespace) -> int:
     if args.to:
         dump_record(record, folder / "run.json")
     print(folder / "report.html")
-    return 0
-
-
-def verify(args: argparse.Namespace) -> int:
-    """`compress verify`."""
-    from compressor.package import verify_package
-
-    for package in args.package:
-        if len(args.package) > 1:
-            print(package)
-        print("\n".join(verify_package(Path(package))))
     return 0
 
 

@@ -2,10 +2,11 @@
 
     python -m runtimes run DIR --feeds x.npz --out y.npz      outputs of one batch of feeds
     python -m runtimes bench DIR [--feeds x.npz] [--seconds 3]  latency in this one process
+    python -m runtimes unpack DIR [--base OLD]                decode a package, or apply a delta
     python -m runtimes facts                                  what this machine is
     python -m runtimes serve                                  JSON lines, for the host side
 
-The first three print one JSON document; whatever an engine prints goes to the standard error.
+All but the last print one JSON document; whatever an engine prints goes to the standard error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from runtimes.errors import CompressError, UsageError
 from runtimes.serve import private_streams, serve
 from runtimes.timing import Measurement, Stopwatch, TimingPlan, clock_overhead_ns
 from runtimes.types import Artifact, TensorSpec
+from runtimes.unpack import check, restore
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -98,6 +100,11 @@ def _bench(args: argparse.Namespace) -> Dict[str, Any]:
     }
 
 
+def _unpack(args: argparse.Namespace) -> Dict[str, Any]:
+    written = restore(args.package, args.base)
+    return {"written": written, "verified": check(args.package)}
+
+
 def _facts(_: argparse.Namespace) -> Dict[str, Any]:
     versions: Dict[str, str] = {}
     for name in runtime_names():
@@ -136,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--feeds", type=Path, help="an .npz with arrays by input name")
     bench.add_argument("--batch", type=int, default=1, help="batch size, without --feeds")
     bench.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
+    unpack = verbs.add_parser("unpack", help="decode a package that was unarchived, or a delta")
+    unpack.add_argument("package", type=Path, help="its folder")
+    unpack.add_argument("--base", type=Path, help="of a delta: the folder of the package before")
+    unpack.set_defaults(run=_unpack)
     facts = verbs.add_parser("facts", help="what this machine is")
     facts.set_defaults(run=_facts)
     verbs.add_parser("serve", help="JSON lines, for the host side")

@@ -1,50 +1,69 @@
 """A package: what travels to a device, as one `.tar.gz` whose bytes depend on its content alone.
 
-    model/                the artifact: the bare model file first, then whatever it refers to
+    model.coded           the model, coded (`runtimes.blob`), or `model/…` as it is
+    model/artifact.json   the artifact's description
     manifest.json         digests, versions, inputs, outputs, preprocessing, provenance, verdict
     reference.npz         inputs and the outputs they gave when the package was made
-    run.py                ten lines that run the model with numpy and the engine alone
+    run.py                a few lines that run the model with numpy and the engine alone
     requirements.txt  LICENSE  runtimes/
 
 The archive is plain ustar inside gzip, sorted, with times, owners and modes fixed. Reading one is
-in `package_reader` and `package_archive`; nothing in it is ever executed to verify it.
+in `reader` and `archive`, deltas between two are in `delta`; nothing in them is ever executed to
+verify them.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import importlib.metadata
-import io
-import json
-import os
-import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
 import runtimes
-from compressor.package.reader import INPUT, OUTPUT, PACKAGE_SCHEMA, verify_package
+from compressor.package.coding import code_files
+from compressor.package.delta import build_delta
+from compressor.package.reader import (
+    INPUT,
+    OUTPUT,
+    PACKAGE_SCHEMA,
+    unpack_package,
+    verify_package,
+)
+from compressor.package.writing import (
+    Member,
+    archive_size,
+    digest,
+    json_bytes,
+    length,
+    write_archive,
+)
 from compressor.result import TargetResult
 from runtimes.arrays import write_arrays
-from runtimes.errors import BuildFailed, UsageError
-from runtimes.types import MANIFEST, Artifact, sha256_of
+from runtimes.errors import BuildFailed
+from runtimes.types import MANIFEST, Artifact
+from runtimes.unpack import CODED, CODING
 
-__all__ = ["build_package", "coded_size", "verify_package"]
+__all__ = ["build_delta", "build_package", "coded_size", "unpack_package", "verify_package"]
 
 # Rounding moves an INT8 output by 1/255 of its range; another CPU may add a few such steps up.
 TOLERANCE = 0.02
-Member = tuple[str, "Path | bytes"]
+# A model is coded where that saves this share of gzip's bytes and so many of them: what is not
+# coded, tar alone unpacks.
+LEAST_SAVING, LEAST_SAVED_BYTES = 0.01, 1024
+# Coding takes one to four seconds a megabyte, and every candidate's size is asked for.
+LARGEST_BYTES = 32 << 20
 
 RUN_PY = '''"""Run the model on its reference inputs: python run.py (needs requirements.txt)."""
 from pathlib import Path
 from runtimes.arrays import read_arrays
 from runtimes.rt_{runtime} import open_session
 from runtimes.types import Artifact
+from runtimes.unpack import restore
 here = Path(__file__).resolve().parent
+restore(here)  # the model is decoded the first time
 reference = read_arrays(here / "reference.npz")
 feeds = {{name[6:]: value for name, value in reference.items() if name.startswith("input:")}}
 with open_session(Artifact.load(here / "model"), threads=1, device={device!r}) as session:
@@ -99,29 +118,47 @@ def build_package(
             ("run.py", RUN_PY.format(runtime=runtime, device=device).encode("utf-8")),
             *_runtimes(runtime),
         ]
-        members = [*_model(artifact), *rest]
-        manifest = _manifest(record_target, artifact, members, provenance, preprocess, tolerance)
-        position = len(members) - len(rest)
-        members.insert(position, ("manifest.json", _json(manifest | {"name": name})))
+        model = _model(artifact)
+        described = (f"model/{MANIFEST}", artifact.root / MANIFEST)
+        content = [*model, described, *rest]
+        manifest = _manifest(record_target, artifact, content, provenance, preprocess, tolerance)
+        blob = _coded(artifact)
+        manifest |= {"name": name, "coding": None if blob is None else _coding(model)}
+        head: list[Member] = model if blob is None else [(CODED, blob)]
         target = (
             out if out.name.endswith(".tar.gz") else out / f"{name}-{record_target.name}.tar.gz"
         )
-        _write(target, members)
+        write_archive(target, [*head, described, ("manifest.json", json_bytes(manifest)), *rest])
     return target
 
 
 def coded_size(artifact: Artifact) -> int:
-    """Bytes of the artifact's model files as they travel: inside the package's own compression."""
-    sink = _Counter()
-    members = [(name, path) for name, path in _model(artifact) if not name.endswith(MANIFEST)]
-    _pack(sink, members)
-    return sink.total
+    """Bytes of the artifact's model files as they travel: inside the package's own coding."""
+    blob = _coded(artifact)
+    return archive_size(_model(artifact)) if blob is None else len(blob)
+
+
+def _coded(artifact: Artifact) -> bytes | None:
+    """The model files as one blob; None where gzip does nearly as well, or they are large."""
+    if artifact.size_bytes > LARGEST_BYTES:
+        return None
+    blob = code_files(artifact.root, _names(artifact))
+    plain = archive_size(_model(artifact))
+    worth = max(plain * LEAST_SAVING, LEAST_SAVED_BYTES)
+    return blob if len(blob) <= plain - worth else None
+
+
+def _coding(model: Sequence[Member]) -> dict[str, Any]:
+    return {"version": CODING, "files": [[name, length(source)] for name, source in model]}
+
+
+def _names(artifact: Artifact) -> list[str]:
+    """The artifact's files, the one an engine opens first."""
+    return [artifact.entry, *sorted(set(artifact.files) - {artifact.entry})]
 
 
 def _model(artifact: Artifact) -> list[Member]:
-    """The artifact's files, the one an engine opens first, `artifact.json` last."""
-    names = [artifact.entry, *sorted(set(artifact.files) - {artifact.entry}), MANIFEST]
-    return [(f"model/{name}", artifact.root / name) for name in names]
+    return [(f"model/{name}", artifact.root / name) for name in _names(artifact)]
 
 
 def _runtimes(runtime: str) -> list[Member]:
@@ -157,7 +194,7 @@ def _manifest(
         "versions": dict(target.versions),
         "tolerance": tolerance,
         "files": {
-            name: {"sha256": _digest(source), "size_bytes": _length(source)}
+            name: {"sha256": digest(source), "size_bytes": length(source)}
             for name, source in members
         },
         "licences": [
@@ -179,11 +216,6 @@ def _manifest(
             "gates": {check.gate: check.state for check in (shipped.checks if shipped else [])},
         },
     }
-
-
-def _json(value: Any) -> bytes:
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return (text + "\n").encode("utf-8")
 
 
 def _requirements(target: TargetResult) -> str:
@@ -218,70 +250,3 @@ def _licence() -> bytes:
         where="package",
         fix="install edge-compressor again",
     )
-
-
-def _write(path: Path, members: Sequence[Member]) -> None:
-    """Write the archive beside its place, then move it there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".package.")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            _pack(stream, members)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _pack(sink: BinaryIO | io.RawIOBase, members: Sequence[Member]) -> None:
-    # An empty file name and time 0 keep both out of gzip's header.
-    with (
-        gzip.GzipFile(
-            filename="", mode="wb", compresslevel=9, fileobj=cast("BinaryIO", sink), mtime=0
-        ) as coded,
-        tarfile.open(fileobj=coded, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for name, source in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode, info.mtime = _length(source), 0o644, 0
-            if isinstance(source, bytes):
-                archive.addfile(info, io.BytesIO(source))
-            else:
-                with source.open("rb") as stream:
-                    archive.addfile(info, stream)
-
-
-def _length(source: Path | bytes) -> int:
-    return len(source) if isinstance(source, bytes) else source.stat().st_size
-
-
-def _digest(source: Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    return sha256_of(source)
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot be written: {error.strerror}",
-        where=str(path),
-        fix="name a folder you may write to, with room on its disk",
-    )
-
-
-class _Counter(io.RawIOBase):
-    """A sink that counts."""
-
-    total = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.total += len(data)
-        return len(data)

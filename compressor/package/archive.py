@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from runtimes.errors import BadArtifact, UsageError
+from runtimes.unpack import LIMIT_BYTES, REFETCH, plain_name
 
-LIMIT_BYTES = 4 << 30
 MAX_MEMBERS = 10_000
-REFETCH = "fetch the package again, or build it again"
 _BLOCK = 512
 
 
@@ -118,11 +117,8 @@ class _Bounded:
 
 
 def _check_name(name: str, where: str) -> None:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts):
+    if not plain_name(name):
         refuse("member's name leaves the package or is not plain", where, name)
-    if "\\" in name or ":" in name or not name.isprintable() or len(name) > 255:
-        refuse("member's name is not plain", where, name)
 
 
 def _store(target: Path, data: Iterator[bytes], path: Path, name: str) -> tuple[str, int]:

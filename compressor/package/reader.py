@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.package.archive import LIMIT_BYTES, REFETCH, refuse, unpack
+from compressor.package.archive import refuse, unpack
 from runtimes.arrays import read_arrays
 from runtimes.base import load_runtime
 from runtimes.errors import (
@@ -27,9 +27,19 @@ from runtimes.errors import (
     RuntimeUnavailable,
     UsageError,
 )
-from runtimes.types import MANIFEST, Artifact
+from runtimes.types import MANIFEST, Artifact, sha256_of
+from runtimes.unpack import (
+    CODED,
+    DELTA_CODED,
+    DELTA_JSON,
+    LIMIT_BYTES,
+    MANIFEST_JSON,
+    REFETCH,
+    restore,
+)
 
-PACKAGE_SCHEMA = 1
+PACKAGE_SCHEMA = 2  # 1: before coding
+READABLE = (1, PACKAGE_SCHEMA)
 INPUT, OUTPUT = "input:", "output:"
 # Formats whose opening is pure data handling. A torch module would import its user's factory.
 INERT = frozenset({"onnx", "onnxruntime", "openvino"})
@@ -54,28 +64,30 @@ _UNREADABLE = (
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
-def verify_package(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> list[str]:
+def verify_package(
+    path: Path, *, base: Path | None = None, limit_bytes: int = LIMIT_BYTES
+) -> list[str]:
     """Check a package against its manifest and run its model on its reference inputs.
 
     Nothing in the package is executed: the model is opened by this installation's own runtimes.
 
     Args:
         path: the `.tar.gz`.
+        base: of a delta: the package that it was made from, or its unpacked folder.
         limit_bytes: refuse a package whose unpacked content is larger.
 
     Returns:
         Sentences saying what was verified.
 
     Raises:
-        UsageError: no such file.
+        UsageError: no such file, or a delta without its base.
         BadArtifact: damaged, changed, dangerous, or the outputs differ by more than the tolerance.
         RuntimeUnavailable, MissingTool: its engine is not usable here; the message says what was
             verified all the same. Not a pass.
     """
     with tempfile.TemporaryDirectory(prefix="compress-verify-") as scratch:
-        root = Path(scratch)
-        found = unpack(path, root, limit_bytes=limit_bytes)
-        manifest = _manifest(root, found, str(path))
+        root = Path(scratch) / "package"
+        found, manifest = open_package(path, root, base=base, limit_bytes=limit_bytes)
         said = [f"{len(found)} files, each with the SHA-256 its manifest names"]
         artifact = _artifact(root, manifest, str(path))
         said.append(
@@ -91,17 +103,82 @@ def verify_package(path: Path, *, limit_bytes: int = LIMIT_BYTES) -> list[str]:
         return said
 
 
+def unpack_package(
+    path: Path, out: Path, *, base: Path | None = None, limit_bytes: int = LIMIT_BYTES
+) -> int:
+    """Write a package's files, the model decoded, into `out`, a new folder; returns how many.
+
+    Args:
+        path: the `.tar.gz`.
+        out: a folder that is not there yet.
+        base: of a delta: the package that it was made from, or its unpacked folder.
+        limit_bytes: refuse a package whose unpacked content is larger.
+
+    Raises:
+        UsageError: `out` is there already or cannot be written, or a delta lacks its base.
+        BadArtifact: damaged, changed or dangerous.
+    """
+    if out.exists():
+        raise UsageError("is there already", where=str(out), fix="name a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unpack-") as scratch:
+            root = Path(scratch) / "package"
+            found, _ = open_package(path, root, base=base, limit_bytes=limit_bytes)
+            root.rename(out)
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written: {error.strerror}", where=str(out), fix="name another folder"
+        ) from error
+    return len(found)
+
+
+def open_package(
+    path: Path, root: Path, *, base: Path | None = None, limit_bytes: int = LIMIT_BYTES
+) -> tuple[dict[str, tuple[str, int]], dict[str, Any]]:
+    """Unpack into `root`, decode, compare with the manifest: (name → SHA-256 and bytes, manifest).
+
+    Raises:
+        UsageError: no such file, no room, or a delta without its base.
+        BadArtifact: damaged, changed or dangerous.
+    """
+    where = str(path)
+    root.mkdir(parents=True, exist_ok=True)
+    found = unpack(path, root, limit_bytes=limit_bytes)
+    if base is not None and DELTA_JSON in found and not base.is_dir():
+        with tempfile.TemporaryDirectory(prefix="compress-base-") as scratch:
+            whole = Path(scratch)
+            if DELTA_JSON in unpack(base, whole, limit_bytes=limit_bytes):
+                raise UsageError(
+                    "is a delta itself",
+                    where=str(base),
+                    fix="unpack it over its own base first, and name that folder",
+                )
+            restore(whole, where=str(base), limit_bytes=limit_bytes)
+            written = restore(
+                root, whole, where=where, base_where=str(base), limit_bytes=limit_bytes
+            )
+    else:
+        written = restore(root, base, where=where, limit_bytes=limit_bytes)
+    if written:
+        coded = {CODED, DELTA_CODED, DELTA_JSON}
+        found = {name: known for name, known in found.items() if name not in coded}
+        for name in written:
+            found[name] = sha256_of(root / name), (root / name).stat().st_size
+    return found, _manifest(root, found, where)
+
+
 def _manifest(root: Path, found: Mapping[str, tuple[str, int]], where: str) -> dict[str, Any]:
     """The manifest, after every file was compared with it."""
-    if "manifest.json" not in found:
+    if MANIFEST_JSON not in found:
         raise BadArtifact("no manifest.json inside: not a package", where=where, fix=REFETCH)
     try:
-        data = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+        data = json.loads((root / MANIFEST_JSON).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadArtifact(f"unreadable manifest.json: {error}", where=where) from error
     _check_manifest(data, where)
     named = data["files"]
-    for name in sorted(set(found) - {"manifest.json"} - set(named)):
+    for name in sorted(set(found) - {MANIFEST_JSON} - set(named)):
         refuse("file is not in the manifest", where, name)
     for name, entry in sorted(named.items()):
         if name not in found:
@@ -119,10 +196,13 @@ def _manifest(root: Path, found: Mapping[str, tuple[str, int]], where: str) -> d
 
 
 def _check_manifest(data: Any, where: str) -> None:
-    if not isinstance(data, dict) or data.get("schema") != PACKAGE_SCHEMA:
+    if not isinstance(data, dict) or data.get("schema") not in READABLE:
         got = str(data.get("schema"))[:40] if isinstance(data, dict) else type(data).__name__
         raise BadArtifact(
-            "package of another schema", where=where, expected=str(PACKAGE_SCHEMA), got=got
+            "package of another schema",
+            where=where,
+            expected=" or ".join(map(str, READABLE)),
+            got=got,
         )
     kinds: dict[str, type | tuple[type, ...]] = {
         "files": dict,
