@@ -1,38 +1,30 @@
-"""Remove whole channels, so that the module is physically smaller, and say what is left.
+"""Remove whole channels, so that the model is physically smaller, and say what is left.
 
-Coupled channels come from torch-pruning's dependency graph; which go is a matter of saliency, how
-many from where of the allocation, how many in all of `keep`. Batch-norm statistics are
-re-estimated on data afterwards; `recover` then trains what is left.
+Which channels go together is read off a torch module (torch-pruning's dependency graph) or off an
+ONNX graph itself; which go is a matter of saliency, how many from where of the allocation, how many
+in all of `keep`. A module's batch-norm statistics are re-estimated on data afterwards; `recover`
+then trains what is left. An ONNX graph is repaired without training: least squares on unlabelled
+data, layer by layer.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import costs, graph, norms
-from compressor.pruning.allocate import TOLERANCE
-from compressor.pruning.budget import Budget, parse_budget
-from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
-from compressor.pruning.select import select
-from compressor.sources.torch_io import batch_size, batches, call, example_batch, threads
-from exporters.base import Context, Env, Refusal, Samples, installed
-from runtimes.errors import Unsupported, UsageError
+from compressor.pruning.budget import parse_budget
+from compressor.pruning.plan import Kind, Scope
+from exporters.base import Context, Env, Refusal, where_installed
+from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-Counts = Mapping[costs.Measure, int]
-
 REV = 1
-ACCEPTS = frozenset({"module"})
-PRODUCES = "module"
+ACCEPTS = frozenset({"module", "onnx"})
+PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
 USES = frozenset({"training", "calibration"})
+_MODULE_TOOLS = ("torch", "torch-pruning", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -40,15 +32,19 @@ class Options:
     """What stays and how it is chosen.
 
     Attributes:
-        keep: what stays, exactly one of `macs`, `params` or `bytes`: a fraction of the module
+        keep: what stays, exactly one of `macs`, `params` or `bytes`: a fraction of the model
             given to this step ("40%" or 0.4) or an absolute number (30000000 or "30M").
-        saliency: `taylor` (from the model's own outputs, needs data, no labels), `l2` (weights
-            alone), `random` (a control); `auto` is taylor where there is data, else l2.
+        saliency: `taylor` (of a module: from its own outputs, needs data, no labels),
+            `reconstruction` (of an ONNX graph: what its outputs lose once the remaining weights
+            make up for the channel, needs data, no labels), `l2` (weights alone), `random` (a
+            control); `auto` is the first that the model and the data allow.
         scope: `global` ranks the channels of all layers together; `uniform` keeps about the same
-            fraction of every layer; `auto` is global for taylor, else uniform.
+            fraction of every layer; `auto` is uniform for l2 and random, else global.
         floor: the least fraction of its channels that any layer keeps.
         multiple: widths are rounded to it; 0 means the targets' own.
         samples: how many samples saliency is estimated on; batch norms see four times as many.
+            An ONNX graph is repaired on these too.
+        repair: re-solve the remaining weights of an ONNX graph on data; a module has `recover`.
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
@@ -57,6 +53,7 @@ class Options:
     floor: float = 0.15
     multiple: int = 0
     samples: int = 1024
+    repair: bool = True
 
     def __post_init__(self) -> None:
         parse_budget(self.keep)
@@ -70,160 +67,56 @@ class Options:
 
 
 def tools() -> dict[str, str]:
-    """torch, torch-pruning and safetensors; MissingTool where one is not installed."""
-    return installed(
-        ("torch", "torch-pruning", "safetensors"),
-        "prune_channels",
-        "pip install 'edge-compressor[torch]'",
-    )
+    """Versions of what reads, runs and writes the models."""
+    return where_installed(("onnx", "onnxruntime", *_MODULE_TOOLS))
 
 
-def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
-    """Formats that hold no module. Layers are looked at in `run`, once the module is there."""
-    if source.format in ACCEPTS:
-        return []
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Formats that hold neither module nor graph, quantized graphs, and what is not installed.
+
+    Layers are looked at in `run`, once the model is there.
+    """
+    del options, context
+    if source.format == "onnx":
+        return _graph_refusals(source)
+    if source.format == "module":
+        missing = [name for name in _MODULE_TOOLS if name not in tools()]
+        fix = "pip install 'edge-compressor[torch]'"
+        return [Refusal(name, "is not installed", fix) for name in missing]
     return [
         Refusal(
             source.format,
             f"channels of {_article(source.format)} model cannot be removed",
-            "give the torch module (source: 'package.module:function' and weights)",
+            "give the torch module (source: 'package.module:function' and weights), or its ONNX",
         )
     ]
 
 
+def _graph_refusals(source: Artifact) -> list[Refusal]:
+    from exporters._onnx_graph import load_model
+    from exporters._onnx_opset import quantized_ops
+
+    done = quantized_ops(load_model(source.path))
+    if not done:
+        return []
+    why = f"the model is quantized ({', '.join(done)}): its channels have scales"
+    return [Refusal("model", why, "prune the float model, then quantize")]
+
+
 def _article(name: str) -> str:
-    return {"exported": "an exported (.pt2)", "onnx": "an ONNX"}.get(name, f"a {name}")
+    return {"exported": "an exported (.pt2)", "openvino": "an OpenVINO"}.get(name, f"a {name}")
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
-    """Prune the module in `source` to the budget.
+    """Prune the module or graph in `source` to the budget.
 
     Raises `Unsupported` naming every layer and reason where nothing can be removed or the module
     cannot be traced, `UsageError` where the budget cannot be met or a `keep` matches nothing.
     """
-    budget = parse_budget(options.keep)
-    with threads(env.context.threads):
-        module = load_module(source, env.factory)
-        data = _data(env)
-        example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
-        before = _counts(module, example)
-        env.progress(0.05, "reading which channels go together")
-        groups, left_alone = select(module, example, env.context.keep.channels)
-        subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
-        env.progress(0.2, "estimating saliency")
-        kind, scope = resolve(options.saliency, options.scope, data is not None)
-        scores, how = score(subject, kind, options.samples)
-        chosen, notes = choose(
-            subject, scores, budget, scope=scope, floor=options.floor,
-            multiple=options.multiple or env.context.width_multiple,
-        )  # fmt: skip
-        pruned = copy.deepcopy(module)
-        graph.remove(pruned, example, chosen)
-        after = _counts(pruned, example)
-        _check_outputs(module, pruned, example)
-        _check_budget(budget, before, after)
-        env.progress(0.7, "re-estimating batch-norm statistics")
-        notes = [how, *notes, *_restore_statistics(source, options, data, pruned)]
-    facts = _facts(source, groups, chosen, before, after)
-    facts["notes"] = [*source.facts.get("notes", []), *_summary(before, after, facts), *notes]
-    facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
-    factory = reference_of(source)
-    return write_module(
-        env.work, pruned, source.inputs, source.outputs,
-        factory=factory, facts=facts,
-    )  # fmt: skip
+    if source.format == "onnx":
+        from compressor.pruning.onnx_pass import run_onnx
 
+        return run_onnx(source, options, env)
+    from compressor.pruning.module_pass import run_module
 
-def _data(env: Env) -> Samples | None:
-    """Training data before calibration data: there is more of it."""
-    found = env.data.get("training") or env.data.get("calibration")
-    return found if found is not None and len(found) else None
-
-
-def _counts(module: nn.Module, example: Sequence[Tensor]) -> Counts:
-    return {m: costs.count(module, example, m) for m in costs.MEASURES}
-
-
-def _restore_statistics(
-    source: Artifact, options: Options, data: Samples | None, module: nn.Module
-) -> list[str]:
-    if not norms.tracked(module):
-        return []
-    if data is None or batch_size(source.inputs, data, 128) < 2 or len(data) < 2:
-        return ["batch-norm statistics are the original's: no data (in batches) to re-estimate on"]
-    seen = norms.reestimate(module, batches(source.inputs, data, 4 * options.samples, 128))
-    return [f"batch-norm statistics re-estimated on {seen} samples"]
-
-
-def _check_outputs(module: nn.Module, pruned: nn.Module, example: Sequence[Tensor]) -> None:
-    import torch
-
-    with torch.no_grad():
-        was, now = ([tuple(o.shape) for o in call(m.eval(), example)] for m in (module, pruned))
-    if was != now:
-        raise Unsupported(
-            f"pruning would change the outputs' shapes from {was} to {now}", where="prune_channels"
-        )
-
-
-def _check_budget(budget: Budget, before: Counts, after: Counts) -> None:
-    if after["params"] >= before["params"]:
-        raise UsageError(
-            "nothing was removed",
-            where=f"prune_channels keep {budget}",
-            fix="ask to keep less",
-        )
-    limit = budget.limit(before[budget.measure])
-    got = after[budget.measure]
-    if abs(got - limit) > TOLERANCE * limit:
-        raise Unsupported(
-            f"asked for {limit:,.0f} {budget.measure}, got {got:,}: this module's cost does not "
-            "follow its channel counts",
-            where="prune_channels",
-        )
-
-
-def _facts(
-    source: Artifact,
-    groups: Sequence[graph.ChannelGroup],
-    chosen: Mapping[str, Sequence[int]],
-    before: Counts,
-    after: Counts,
-) -> dict[str, Any]:
-    removed: dict[str, list[int]] = {}
-    for group in groups:
-        gone = set(chosen.get(group.name, ()))
-        for m in group.members:
-            own = [o for o, r in zip(m.own, m.root, strict=True) if r in gone]
-            if m.side == "out" and own:
-                removed[m.layer] = sorted({*removed.get(m.layer, []), *own})
-    kept = {k: v for k, v in source.facts.items() if k not in ("notes", "removed")}
-    return {
-        **kept,
-        "macs": after["macs"],
-        "macs_before": before["macs"],
-        "parameters_before": before["params"],
-        "removed": _of_original(source.facts.get("removed", {}), removed),
-    }
-
-
-def _of_original(
-    earlier: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
-    """Indices of the original module's channels, where `earlier` had been removed before."""
-    found = {layer: sorted(gone) for layer, gone in earlier.items()}
-    for layer, gone in now.items():
-        old = set(earlier.get(layer, ()))
-        left = [i for i in range(max(gone) + len(old) + 1) if i not in old]
-        found[layer] = sorted(old | {left[i] for i in gone})
-    return found
-
-
-def _summary(before: Counts, after: Counts, facts: Mapping[str, Any]) -> list[str]:
-    shown: tuple[tuple[costs.Measure, str], ...] = (("macs", "MACs"), ("params", "parameters"))
-    shares = [
-        f"{name} {before[key]:,} → {after[key]:,} ({after[key] / before[key]:.1%} left)"
-        for key, name in shown
-        if before[key]
-    ]
-    return [f"{', '.join(shares)}; channels removed in {len(facts['removed'])} layers"]
+    return run_module(source, options, env)
