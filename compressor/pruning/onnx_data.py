@@ -18,6 +18,7 @@ from runtimes.base import Feeds
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact, TensorSpec
 
+_TOGETHER = 64 << 20  # bytes
 LEAST = 10  # samples; with fewer, nothing can be fitted and checked
 
 
@@ -29,13 +30,21 @@ class Parts:
     fit: Samples
     choose: Samples
     held: Samples
+    batch: int
 
-    def feeds(self, part: Samples, limit: int, most: int = BATCH) -> Iterator[Feeds]:
+    def feeds(self, part: Samples, limit: int) -> Iterator[Feeds]:
         """Batches of one of the parts."""
-        return batches(part, self.inputs, limit, most=most)
+        return batches(part, self.inputs, limit, most=self.batch)
 
 
-def parts(inputs: Sequence[TensorSpec], data: Samples, samples: int, seed: int) -> Parts:
+def batch_for(activations: float) -> int:
+    """Samples to run together whose activations have so many bytes each."""
+    return int(np.clip(_TOGETHER / max(1.0, activations), BATCH, 32))
+
+
+def parts(
+    inputs: Sequence[TensorSpec], data: Samples, samples: int, seed: int, batch: int
+) -> Parts:
     """At most `samples` samples drawn with `seed`: 60 % to fit, 20 % to choose, 20 % held out."""
     order = np.random.default_rng(seed).permutation(len(data))[:samples]
     cuts = [round(len(order) * 0.6), round(len(order) * 0.8)]
@@ -44,7 +53,7 @@ def parts(inputs: Sequence[TensorSpec], data: Samples, samples: int, seed: int) 
         Part(data, sorted(part.tolist()), name)
         for part, name in zip(np.split(order, cuts), names, strict=True)
     ]
-    return Parts(inputs, *made)
+    return Parts(inputs, made[0], made[1], made[2], batch)
 
 
 def seen_shapes(

@@ -15,15 +15,15 @@ import numpy as np
 from compressor.macs import by_node
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget, parse_budget
-from compressor.pruning.outcome import of_original, summary
-from compressor.pruning.onnx_data import LEAST, Parts, parts, seen_shapes
+from compressor.pruning.onnx_data import LEAST, Parts, batch_for, parts, seen_shapes
 from compressor.pruning.onnx_groups import Group, cost_model, groups, masked, removed
-from compressor.pruning.onnx_linear import add_biases, drop_zero_biases, linears
+from compressor.pruning.onnx_linear import add_biases, drop_zero_biases
 from compressor.pruning.onnx_probe import Probe, powers, share
 from compressor.pruning.onnx_repair import Pair, repair
-from compressor.pruning.onnx_saliency import Curve, Readers, curves, readers, weight_norms
+from compressor.pruning.onnx_saliency import WIDTHS, Curve, Readers, curves, readers, weight_norms
 from compressor.pruning.onnx_trace import Shape, join_constants, own_constants, trace
 from compressor.pruning.onnx_units import Trace
+from compressor.pruning.outcome import of_original, summary
 from compressor.pruning.plan import Kind, Scope, fitted
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
@@ -31,8 +31,9 @@ from runtimes.base import Feeds
 from runtimes.errors import BuildFailed, Refusal, Unsupported, UsageError
 from runtimes.types import Artifact
 
-_MEASURING = 10**12  # multiply-accumulates to spend on measuring what groups can spare
-_REPAIRING = 2 * 10**12  # and on repairing
+_READING = 3 * 10**10  # multiply-accumulates to spend on what layers see
+_MEASURING = 4 * 10**11  # on measuring what groups can spare
+_REPAIRING = 8 * 10**11  # and on repairing
 _TOLERANCE = 1e-3  # between the graph without channels and the one that does not read them
 
 
@@ -69,9 +70,10 @@ def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
     before = count_parameters(model)
     copies, biases = own_constants(model), add_biases(model)
     job, left_alone = _job(model, source, options, env)
-    chosen, notes = _choose(job, options, budget)
+    seen = _readers(job, options)
+    chosen, notes = _choose(job, seen, options, budget)
     gone = {g.roots[i] for g in job.groups for i in chosen.get(g.name, ())}
-    made, more = _made(job, gone, options)
+    made, more = _made(job, seen, gone, options)
     drop_zero_biases(made, biases)
     join_constants(made, copies)
     check_model(made)
@@ -93,8 +95,11 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
     usable, refused = groups(found, env.context.keep.channels)
     if not usable:
         raise Unsupported("nothing can be pruned", refused, where="prune_channels")
-    enough = data is not None and len(data) >= LEAST
-    split = parts(source.inputs, data, options.samples, env.context.seed) if enough else None  # type: ignore[arg-type]
+    split = None
+    if data is not None and len(data) >= LEAST:
+        made = {name for node in model.graph.node for name in node.output if name}
+        size = 4 * sum(float(np.prod(shapes[name])) for name in made) / samples
+        split = parts(source.inputs, data, options.samples, env.context.seed, batch_for(size))
     return Job(model, found, shapes, samples, usable, split, env), refused
 
 
@@ -126,14 +131,16 @@ def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:
     return kind, scope
 
 
-def _choose(job: Job, options: Any, budget: Budget) -> tuple[dict[str, list[int]], list[str]]:
+def _choose(
+    job: Job, seen: Readers, options: Any, budget: Budget
+) -> tuple[dict[str, list[int]], list[str]]:
     """Group name → its channels that go, and notes."""
     kind, scope = _resolved(options, job.parts is not None)
     multiple = options.multiple or job.env.context.width_multiple
     cost = cost_model(job.model, job.trace, job.groups, job.shapes, budget.measure, job.samples)
     budget.limit(cost({}))  # an error before the work
     if kind == "reconstruction":
-        found = _curves(job, options)
+        found = _curves(job, seen, options)
         made = lambda step: [_ladder(g, found[g.name], step, options.floor) for g in job.groups]  # noqa: E731
         how = "saliency: error of the outputs after reconstruction"
     else:
@@ -161,18 +168,18 @@ def _ladder(group: Group, curve: Curve, step: int, floor: float) -> allocate.Lad
 
 def _readers(job: Job, options: Any) -> Readers:
     split, context = job.parts, job.env.context
+    job.env.progress(0.05, "reading what layers see")
     if split is None:
         return readers(job.model, job.trace, None, 0, context.threads, context.seed)
-    data = lambda: split.feeds(split.fit, options.samples)  # noqa: E731
+    count = int(np.clip(_READING / max(1.0, job.macs), 48, max(48, options.samples)))
+    data = lambda: split.feeds(split.fit, count)  # noqa: E731
     return readers(job.model, job.trace, data, 8192, context.threads, context.seed)
 
 
-def _curves(job: Job, options: Any) -> dict[str, Curve]:
+def _curves(job: Job, found: Readers, options: Any) -> dict[str, Curve]:
     assert job.parts is not None
     context = job.env.context
-    job.env.progress(0.05, "reading what layers see")
-    found = _readers(job, options)
-    runs = 4 * len(job.groups) + 1
+    runs = len(WIDTHS) * len(job.groups) + 1
     count = int(np.clip(_MEASURING / max(1.0, job.macs * runs), 8, 128))
     feeds = list(job.parts.feeds(job.parts.fit, count))
     names = {cut.tensor for cut in job.trace.cuts if cut.role == "in"}
@@ -182,38 +189,39 @@ def _curves(job: Job, options: Any) -> dict[str, Curve]:
     return curves(found, job.groups, options.floor, probe, told)
 
 
-def _made(job: Job, gone: set[int], options: Any) -> tuple[Any, list[str]]:
+def _made(job: Job, seen: Readers, gone: set[int], options: Any) -> tuple[Any, list[str]]:
     """The graph without the units in `gone`, repaired where that helps, and notes."""
     plain = removed(job.model, job.trace, gone)
     _check_same(job, plain, gone)
     if job.parts is None or not options.repair:
         why = "repair: off" if job.parts else f"fewer than {LEAST} samples to fit on"
         return plain, [f"weights are the original's: {why}"]
-    solved = _compensated(job, gone, options)
+    solved = _compensated(job, seen, gone)
     pair = Pair(job.model, removed(solved, job.trace, gone), job.trace, gone, job.shapes)
     start = removed(solved, job.trace, gone)
-    passes = max(1, len(linears(job.model)))
-    count = int(np.clip(_REPAIRING / max(1.0, job.macs * passes), 32, options.samples))
+    passes = max(1, len(pair.changed()))
+    count = int(np.clip(_REPAIRING / max(1.0, job.macs * passes), 32, max(32, options.samples)))
     context = job.env.context
     looked, changed = repair(
         pair, job.parts, count, threads=context.threads, seed=context.seed,
         told=lambda done, text: job.env.progress(0.5 + 0.45 * done, text),
     )  # fmt: skip
-    choose = job.parts.choose
-    best = min((plain, start, pair.pruned), key=lambda m: _noise(job, m, choose, options.samples))
-    held = [_decibels(_noise(job, m, job.parts.held, options.samples)) for m in (plain, best)]
-    return best, [
+    candidates = (plain, start, pair.pruned)
+    noise = _noise(job, candidates, job.parts.choose, count)
+    best = candidates[int(np.argmin(noise))]
+    held = [_decibels(n) for n in _noise(job, (plain, best), job.parts.held, count)]
+    note = (
         f"{changed} of {looked} layers re-solved by least squares, without labels: on samples "
         f"held out, the outputs' error is {held[0]:.1f} dB below the signal before repair and "
         f"{held[1]:.1f} dB after"
-    ]
+    )
+    return best, [note]
 
 
-def _compensated(job: Job, gone: set[int], options: Any) -> Any:
+def _compensated(job: Job, found: Readers, gone: set[int]) -> Any:
     """The whole graph, with readers whose other weights make up for the units in `gone`."""
     import onnx
 
-    found = _readers(job, options)
     made = onnx.ModelProto()
     made.CopyFrom(job.model)
     tensors = {t.name: t for t in made.graph.initializer}
@@ -224,17 +232,19 @@ def _compensated(job: Job, gone: set[int], options: Any) -> Any:
     return made
 
 
-def _noise(job: Job, model: Any, part: Samples, samples: int) -> float:
-    """Error of a model's outputs over their power, against the original's."""
+def _noise(job: Job, made: Sequence[Any], part: Samples, samples: int) -> list[float]:
+    """For each model, the error of its outputs over their power, against the original's."""
     assert job.parts is not None
-    threads = job.env.context.threads
     feeds = list(job.parts.feeds(part, samples))
-    runs = [
-        [session.run(None, dict(batch)) for batch in feeds]
-        for session in (session_of(m, threads) for m in (job.model, model))
-    ]
-    found = share(runs[0], runs[1], powers(runs[0]))
-    return found if np.isfinite(found) else float("inf")
+
+    def outputs(model: Any) -> list[list[Any]]:
+        session = session_of(model, job.env.context.threads)
+        return [list(session.run(None, dict(batch))) for batch in feeds]
+
+    want = outputs(job.model)
+    power = powers(want)
+    found = [share(want, outputs(model), power) for model in made]
+    return [n if np.isfinite(n) else float("inf") for n in found]
 
 
 def _decibels(noise: float) -> float:

@@ -1,4 +1,4 @@
-"""What changed weights do to a model's outputs, measured in one session that takes them as inputs."""
+"""What changed weights do to a model's outputs: one session that takes the weights as inputs."""
 
 from __future__ import annotations
 

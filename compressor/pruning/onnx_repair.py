@@ -82,9 +82,8 @@ def repair(
         told(number / len(layers), f"repairing {after.name}")
         later = {layer.name for _, layer in layers[number:]}
         job = _Job(pair, before, after, _shortcut(pair, after, later))
-        fit, choose = (
-            job.normals(parts, part, samples, threads, seed) for part in (parts.fit, parts.choose)
-        )
+        fit = job.normals(parts, parts.fit, samples, threads, seed)
+        choose = job.normals(parts, parts.choose, max(8, samples // 3), threads, seed)
         values = Values(pair.pruned)
         found = _solve(values.get(after), fit, choose)
         if found is not None:

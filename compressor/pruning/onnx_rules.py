@@ -280,13 +280,13 @@ def shape_of(t: Tracer, node: Any) -> None:
 
 
 _SAME = (
-    "Relu LeakyRelu Sigmoid Tanh Elu Celu Selu ThresholdedRelu HardSwish HardSigmoid Clip Erf Gelu "
-    "Mish Softplus Softsign Sqrt Exp Log Abs Neg Reciprocal Sign Floor Ceil Round Identity Dropout "
-    "Cast Sin Cos"
-).split()
-_ELEMENTWISE = "Add Sub Mul Div Pow Max Min Sum Mean PRelu".split()
-_POOLS = "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
-_REDUCTIONS = "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare".split()
+    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Celu", "Selu", "ThresholdedRelu", "HardSwish",
+    "HardSigmoid", "Clip", "Erf", "Gelu", "Mish", "Softplus", "Softsign", "Sqrt", "Exp", "Log",
+    "Abs", "Neg", "Reciprocal", "Sign", "Floor", "Ceil", "Round", "Identity", "Dropout", "Cast",
+)  # fmt: skip
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "PRelu")
+_POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_SAME, same),
     **dict.fromkeys(_ELEMENTWISE, elementwise),

@@ -29,7 +29,7 @@ from compressor.pruning.onnx_probe import Probe
 from compressor.pruning.onnx_units import Cut, Trace
 from compressor.quantization.reconstruction_taps import Data
 
-_WIDTHS = (0.125, 0.25, 0.5, 0.75)  # shares of a group's channels removed, to measure at
+WIDTHS = (0.125, 0.375, 0.75)  # shares of a group's channels removed, to measure at
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _measured(
     probe: Probe,
 ) -> list[float]:
     """Losses scaled to the outputs' noise, between the widths measured in proportion."""
-    counts = sorted({max(1, min(len(order), round(s * len(group.roots)))) for s in _WIDTHS})
+    counts = sorted({max(1, min(len(order), round(s * len(group.roots)))) for s in WIDTHS})
     scales = []
     for count in counts:
         gone = {group.roots[i] for i in order[:count]}
