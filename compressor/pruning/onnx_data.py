@@ -13,7 +13,7 @@ from compressor.quantization.calibration import batches
 from compressor.quantization.reconstruction_taps import BATCH
 from exporters._check import ort_errors
 from exporters._onnx_session import tapped_session
-from exporters.base import Samples, example_feeds
+from exporters.base import Samples, batch_range, example_feeds
 from runtimes.base import Feeds
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact, TensorSpec
@@ -35,6 +35,12 @@ class Parts:
     def feeds(self, part: Samples, limit: int) -> Iterator[Feeds]:
         """Batches of one of the parts."""
         return batches(part, self.inputs, limit, most=self.batch)
+
+
+def enough(inputs: Sequence[TensorSpec], data: Samples | None, samples: int) -> bool:
+    """Whether each part would fill a batch the model takes."""
+    low, _ = batch_range(inputs)
+    return data is not None and min(len(data), samples) >= max(LEAST, 5 * low + 3)
 
 
 def batch_for(activations: float) -> int:
@@ -73,11 +79,11 @@ def seen_shapes(
         onnx.helper.make_tensor_value_info(f"{name}//shape", onnx.TensorProto.INT64, None)
         for name in names
     ]
-    if data is None:
+    given = iter(()) if data is None else batches(data, source.inputs, len(data), most=2)
+    feeds: Any = next(given, None)
+    if feeds is None:
         known = {**source.facts.get("dims", {}), **dims, "batch": 2}
-        feeds: Any = example_feeds(source.inputs, known, 0)
-    else:
-        feeds = next(batches(data, source.inputs, len(data), most=2))
+        feeds = example_feeds(source.inputs, known, 0)
     try:
         session = tapped_session(model, taps, outputs, threads)
         found = session.run([f"{name}//shape" for name in names], dict(feeds))

@@ -15,7 +15,7 @@ import numpy as np
 from compressor.macs import by_node
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget, parse_budget
-from compressor.pruning.onnx_data import LEAST, Parts, batch_for, parts, seen_shapes
+from compressor.pruning.onnx_data import LEAST, Parts, batch_for, enough, parts, seen_shapes
 from compressor.pruning.onnx_groups import Group, cost_model, groups, masked, removed
 from compressor.pruning.onnx_linear import add_biases, drop_zero_biases
 from compressor.pruning.onnx_probe import Probe, powers, share
@@ -96,7 +96,7 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
     if not usable:
         raise Unsupported("nothing can be pruned", refused, where="prune_channels")
     split = None
-    if data is not None and len(data) >= LEAST:
+    if data is not None and enough(source.inputs, data, options.samples):
         made = {name for node in model.graph.node for name in node.output if name}
         size = 4 * sum(float(np.prod(shapes[name])) for name in made) / samples
         split = parts(source.inputs, data, options.samples, env.context.seed, batch_for(size))
@@ -121,7 +121,7 @@ def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:
         )
     if kind == "reconstruction" and not data:
         raise UsageError(
-            f"saliency reconstruction needs {LEAST} samples of training or calibration data",
+            f"saliency reconstruction needs {LEAST} samples (and 6 batches) of data",
             where="prune_channels",
             fix="give data.calibration, or use saliency: l2",
         )
@@ -194,7 +194,7 @@ def _made(job: Job, seen: Readers, gone: set[int], options: Any) -> tuple[Any, l
     plain = removed(job.model, job.trace, gone)
     _check_same(job, plain, gone)
     if job.parts is None or not options.repair:
-        why = "repair: off" if job.parts else f"fewer than {LEAST} samples to fit on"
+        why = "repair: off" if job.parts else f"fewer than {LEAST} samples (or 6 batches)"
         return plain, [f"weights are the original's: {why}"]
     solved = _compensated(job, seen, gone)
     pair = Pair(job.model, removed(solved, job.trace, gone), job.trace, gone, job.shapes)

@@ -150,6 +150,17 @@ def test_every_saliency_and_scope_is_deterministic(saliency, scope, tmp_path):
     assert first.digest() == second.digest()
 
 
+@pytest.mark.parametrize(("samples", "repaired"), [(60, True), (12, False), (3, False)])
+def test_a_fixed_batch(samples, repaired, tmp_path):
+    model = models.convnet()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    source = artifact(model, tmp_path / "source")
+    _, made = pruned(tmp_path, env=env_of(tmp_path, source, data=samples), keep={"macs": 0.6})
+    assert ("re-solved" in notes(made)) == repaired
+    assert outputs(made, {"image": DATA["image"][:4]}).shape == (4, 10)
+
+
 def test_taylor_is_for_modules(tmp_path):
     with pytest.raises(UsageError, match="needs gradients"):
         pruned(tmp_path, saliency="taylor")
