@@ -33,7 +33,7 @@ from runtimes.types import Artifact
 
 _READING = 3 * 10**10  # multiply-accumulates to spend on what layers see
 _MEASURING = 4 * 10**11  # on measuring what groups can spare
-_REPAIRING = 8 * 10**11  # and on repairing
+_REPAIRING = 5 * 10**11  # and on repairing
 _TOLERANCE = 1e-3  # between the graph without channels and the one that does not read them
 
 
