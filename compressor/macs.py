@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,17 @@ def count_macs(path: Path, dims: Mapping[str, int]) -> int | None:
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = _shapes(model.graph)
-    total = 0
-    for node in model.graph.node:
+    try:
+        return sum(count for _, count in by_node(model.graph, _shapes(model.graph)))
+    except KeyError:  # a tensor whose shape nobody could infer
+        return None
+
+
+def by_node(graph: Any, shapes: Shapes) -> Iterator[tuple[Any, int]]:
+    """Every node that multiplies, with its MACs; `KeyError` where `shapes` lacks a tensor of it."""
+    for node in graph.node:
         if node.op_type in _COUNTS:
-            found = _count(node, shapes)
-            if found is None:
-                return None
-            total += found
-    return total
+            yield node, _COUNTS[node.op_type](node, shapes)
 
 
 def _shapes(graph: Any) -> dict[str, list[int]]:
@@ -51,13 +53,6 @@ def _shapes(graph: Any) -> dict[str, list[int]]:
         if all(d.HasField("dim_value") for d in dims):
             found[value.name] = [d.dim_value for d in dims]
     return found
-
-
-def _count(node: Any, shapes: Shapes) -> int | None:
-    try:
-        return _COUNTS[node.op_type](node, shapes)
-    except KeyError:  # a tensor whose shape nobody could infer
-        return None
 
 
 def _convolution(node: Any, shapes: Shapes) -> int:

@@ -262,9 +262,7 @@ class _Planner:
     def _wrong_format(self, name: str, fmt: str, accepts: frozenset[str], where: str) -> None:
         fix = "move it before the step that changed the format"
         if fmt == "exported":
-            fix = (
-                "an exported program cannot be trained or pruned: give the module (module:function)"
-            )
+            fix = "an exported program cannot be trained: give the module (module:function)"
         elif fmt in ("onnx", "onnxruntime") and accepts <= TORCH_FORMATS:
             fix = "give the torch module as model.source, or drop the step"
         self._problem(

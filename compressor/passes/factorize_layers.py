@@ -18,6 +18,7 @@ from compressor.modules import load_module, reference_of, write_module
 from compressor.pruning import effects
 from compressor.pruning.allocate import TOLERANCE
 from compressor.pruning.budget import Budget, parse_budget
+from compressor.pruning.outcome import article, left
 from compressor.sources.torch_io import batches, example_batch, threads
 from exporters.base import Context, Env, Refusal, Samples, installed
 from runtimes.errors import UsageError
@@ -75,7 +76,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return [
         Refusal(
             source.format,
-            f"layers of {effects.article(source.format)} model cannot be factorized",
+            f"layers of {article(source.format)} model cannot be factorized",
             "give the torch module (source: 'package.module:function' and weights)",
         )
     ]
@@ -109,7 +110,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         env.progress(0.8, "re-estimating batch-norm statistics")
         smaller, restored = _restored(source, options, data, module, smaller)
     facts = _facts(source, chosen, before, after)
-    told = f"{effects.left(before, after)}; {_told(chosen, found, spectra)}"
+    told = f"{left(before, after)}; {_told(chosen, found, spectra)}"
     facts["notes"] = [*source.facts.get("notes", []), told, how, *notes, *restored]
     facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
     return write_module(

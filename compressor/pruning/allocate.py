@@ -49,12 +49,16 @@ def ladder(group: ChannelGroup, saliency: np.ndarray, multiple: int, floor: floa
     size = group.width // group.repeats
     scores = np.asarray(saliency, np.float64).reshape(group.repeats, size).sum(0)
     order = np.argsort(scores, kind="stable")
-    least = max(1, int(np.ceil(size * floor)))
     step = max(1, multiple // int(np.gcd(multiple, group.repeats)))
-    widths = [size, *[w for w in range(size - 1, least - 1, -1) if w % step == 0]]
     total = np.concatenate([[0.0], np.cumsum(scores[order])])
-    counts = tuple(size - w for w in widths)
+    counts = removals(size, step, floor)
     return Ladder(group, tuple(order.tolist()), counts, tuple(float(total[c]) for c in counts))
+
+
+def removals(size: int, step: int, floor: float) -> tuple[int, ...]:
+    """How many of `size` channels may go, so that widths are multiples and above the floor."""
+    least = max(1, int(np.ceil(size * floor)))
+    return (0, *[size - w for w in range(size - 1, least - 1, -1) if w % step == 0])
 
 
 @dataclass

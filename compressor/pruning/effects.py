@@ -84,18 +84,3 @@ def check_budget(budget: Budget, before: Counts, after: Counts, where: str) -> N
             "follow from its layers' sizes",
             where=where,
         )
-
-
-def left(before: Counts, after: Counts) -> str:
-    """MACs and parameters before and after, as a phrase."""
-    shown: tuple[tuple[costs.Measure, str], ...] = (("macs", "MACs"), ("params", "parameters"))
-    return ", ".join(
-        f"{name} {before[key]:,} → {after[key]:,} ({after[key] / before[key]:.1%} left)"
-        for key, name in shown
-        if before[key]
-    )
-
-
-def article(name: str) -> str:
-    """An artifact format with its article."""
-    return {"exported": "an exported (.pt2)", "onnx": "an ONNX"}.get(name, f"a {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from runtimes.types import TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Kind = Literal["auto", "taylor", "hessian", "l2", "lamp", "random"]
+Kind = Literal["auto", "taylor", "hessian", "reconstruction", "l2", "lamp", "random"]
 Scope = Literal["auto", "global", "uniform"]
 
 
@@ -53,6 +53,12 @@ def score(subject: Subject, kind: Kind, samples: int) -> tuple[saliency.Saliency
     Raises `UsageError` where `taylor` is asked for without data.
     """
     data = subject.data
+    if kind == "reconstruction":
+        raise UsageError(
+            "saliency reconstruction is for ONNX graphs",
+            where="prune_channels",
+            fix="use saliency: taylor, which has the module's gradients",
+        )
     if kind == "random":
         return saliency.random(subject.groups, subject.seed), "saliency: random, a control"
     if kind == "l2":
@@ -93,10 +99,30 @@ def choose(
     Widths are multiples of `multiple`; where its steps are too coarse for the budget it is halved
     until they fit, and that is said. Raises `UsageError` where no widths meet the budget.
     """
+    return fitted(
+        model,
+        lambda step: [allocate.ladder(g, scores[g.name], step, floor) for g in subject.groups],
+        budget,
+        limit,
+        scope=scope,
+        multiple=multiple,
+    )
+
+
+def fitted(
+    model: CostModel,
+    ladders_of: Callable[[int], Sequence[allocate.Ladder]],
+    budget: Budget,
+    limit: float,
+    *,
+    scope: Scope,
+    multiple: int,
+) -> tuple[dict[str, list[int]], list[str]]:
+    """`choose`, from what each group loses at widths that are multiples of a number."""
     priority = allocate.by_width if scope == "uniform" else allocate.by_saliency
     step = multiple
     while True:
-        ladders = [allocate.ladder(g, scores[g.name], step, floor) for g in subject.groups]
+        ladders = ladders_of(step)
         found = allocate.allocate(ladders, model, limit, priority)
         if found is not None:
             break

@@ -43,8 +43,13 @@ def l2(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
 
 def lamp(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
     """`l2` over the sum of it and all larger ones of the group: the largest channel has 1."""
+    return shares(l2(module, groups))
+
+
+def shares(saliencies: Saliency) -> Saliency:
+    """Each value over the sum of it and all larger ones of its group."""
     found = {}
-    for name, norms in l2(module, groups).items():
+    for name, norms in saliencies.items():
         order = np.argsort(norms, kind="stable")
         left = np.cumsum(norms[order][::-1])[::-1]
         found[name] = np.empty_like(norms)

@@ -71,12 +71,12 @@ def collect_grams_onnx(
         threads: of the engine.
         seed: of the sampling.
     """
-    taps = [tap for tap in map(_tap, readers) if tap is not None]
-    open_ = partial(_open, model, threads)
+    taps = [tap for tap in map(tap_of, readers) if tap is not None]
+    open_ = partial(open_taps, model, threads)
     return collect(taps, open_, data, rows=rows, limit_bytes=limit_bytes, seed=seed)
 
 
-def _open(
+def open_taps(
     model: Any, threads: int, names: Sequence[str], shapes: bool
 ) -> Callable[[Feeds], Sequence[Any]]:
     """The model, its outputs replaced by the named tensors or their shapes, ready to run."""
@@ -105,7 +105,7 @@ def _states_of(node: Any) -> str:
     return node.output[0] if node.output and node.output[0] else f"{node.name}//states"
 
 
-def _tap(reader: Reader) -> Tap | None:
+def tap_of(reader: Reader) -> Tap | None:
     """How to get at the rows of one use; None where that is not known."""
     kind = reader.node.op_type
     if kind in {"Conv", "ConvTranspose"} and reader.port == 1:

@@ -118,14 +118,14 @@ def window(
 def flat_rows(values: Any, limit: int, rng: Any) -> list[Any]:
     """Rows of [..., columns]."""
     rows = values.reshape(-1, values.shape[-1])
-    return [rows[_some(len(rows), limit, rng)]]
+    return [rows[some(len(rows), limit, rng)]]
 
 
 def batched_rows(values: Any, stack: Sequence[int], limit: int, rng: Any) -> list[Any]:
     """Rows of [..., *stack, positions, columns] for a weight [*stack, columns, channels]."""
     parts = values.reshape(-1, int(np.prod(stack)), *values.shape[-2:])
     parts = parts.transpose(1, 0, 2, 3).reshape(parts.shape[1], -1, parts.shape[-1])
-    chosen = _some(parts.shape[1], limit, rng)
+    chosen = some(parts.shape[1], limit, rng)
     return [part[chosen] for part in parts]
 
 
@@ -142,7 +142,7 @@ def conv_rows(values: Any, geometry: Window, limit: int, rng: Any) -> list[Any]:
     gaps = tuple(slice(None, None, d) for d in geometry.dilations)
     seen = seen[(slice(None), slice(None), *cut, *gaps)]
     space = (seen.shape[0], *seen.shape[2 : 2 + rank])
-    chosen = np.unravel_index(_some(int(np.prod(space)), limit, rng), space)
+    chosen = np.unravel_index(some(int(np.prod(space)), limit, rng), space)
     patches = seen[(chosen[0], slice(None), *chosen[1:])]
     by_group = patches.reshape(len(patches), geometry.groups, -1)
     return [by_group[:, g] for g in range(geometry.groups)]
@@ -193,11 +193,11 @@ def state_rows(
         if first is not None:
             rows = np.concatenate([first[direction].reshape(-1, states.shape[-1]), rows])
         blocks.append(rows)
-    chosen = _some(len(blocks[0]), limit, rng)
+    chosen = some(len(blocks[0]), limit, rng)
     return [rows[chosen] for rows in blocks]
 
 
-def _some(count: int, limit: int, rng: Any) -> Any:
+def some(count: int, limit: int, rng: Any) -> Any:
     """Sorted indices of at most `limit` of `count`."""
     if count <= limit:
         return np.arange(count)

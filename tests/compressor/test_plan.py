@@ -54,14 +54,19 @@ def test_an_explicit_list_that_lacks_data_is_a_problem() -> None:
     assert "add data.calibration" in str(caught.value)
 
 
-def test_an_exported_program_cannot_be_pruned() -> None:
+def test_an_exported_program_cannot_be_trained() -> None:
+    recipe = {"steps": ["recover"], "targets": {"onnxruntime": {}}}
+    with pytest.raises(Problems, match="give the module"):
+        planned(recipe, source_format="exported")
+
+
+def test_an_exported_program_is_pruned_as_a_graph() -> None:
     recipe = {
         "steps": [{"prune_channels": {"keep": {"macs": "50%"}}}],
         "targets": {"onnxruntime": {}},
     }
-    with pytest.raises(Problems, match="give the module") as caught:
-        planned(recipe, source_format="exported")
-    assert caught.value.exit_code == 4
+    found = planned(recipe, source_format="exported")
+    assert [s.name for s in found.shared] == ["to_onnx", "prune_channels"]
 
 
 def test_a_list_that_ends_in_another_format_is_a_problem() -> None:

@@ -32,7 +32,7 @@ FACTORY = "tests.torch_models:tiny_resnet"
 # Formats that sources can be made in, options with a real effect, and what comes before.
 PREFERRED = ("onnx", "module", "onnxruntime", "openvino")
 OPTIONS: dict[str, Mapping[str, Any]] = {
-    "prune_channels": {"keep": {"macs": "60%"}},
+    "prune_channels": {"keep": {"macs": "60%"}, "samples": 40},
     "recover": {"epochs": 8},
     "quantize_mixed": {"speed": False, "samples": 16},  # measured times would not repeat
     "train_quantized": {"epochs": 4, "batch": 16, "weight_bits": 4, "share": 1.0},

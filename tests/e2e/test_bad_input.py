@@ -66,7 +66,7 @@ def unknown_gate(folder: Path) -> Sequence[str]:
 
 
 def module_step_on_onnx(folder: Path) -> Sequence[str]:
-    text = "model: {source: net.onnx}\nsteps: [{prune_channels: {keep: {macs: 50%}}}]\n"
+    text = "model: {source: net.onnx}\nsteps: [recover]\n"
     return run(recipe(folder, text + "targets: {onnxruntime: {}}"))
 
 
@@ -215,7 +215,7 @@ CASES: list[Case] = [
     (unknown_option, 2, ["quantize_weights", "unknown key", "did you mean 'bits'?"]),
     (unknown_target, 2, ["did you mean 'onnxruntime'?"]),
     (unknown_gate, 2, ["speed", "did you mean 'speedup'?"]),
-    (module_step_on_onnx, 4, ["prune_channels", "gets onnx", "give the torch module"]),
+    (module_step_on_onnx, 2, ["recover", "gets onnx", "give the torch module"]),
     (missing_model, 2, ["nothing.onnx"]),
     (missing_data, 2, ["nothing.npz"]),
     (truncated, 2, ["half.onnx"]),

@@ -1,0 +1,121 @@
+"""`prune_channels` on a torch module: groups, saliency, allocation, removal, statistics.
+
+Coupled channels come from torch-pruning's dependency graph. Batch-norm statistics are re-estimated
+on data afterwards; `recover` then trains what is left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compressor.modules import load_module, reference_of, write_module
+from compressor.pruning import costs, effects, graph, latency, saliency
+from compressor.pruning.budget import LATENCY, Budget, parse_budget
+from compressor.pruning.clock import clock
+from compressor.pruning.outcome import left, of_original
+from compressor.pruning.plan import Scope, Subject, choose, resolve, score
+from compressor.pruning.select import select
+from compressor.sources.torch_io import example_batch, threads
+from exporters.base import Env
+from runtimes.types import Artifact
+
+
+def run_module(source: Artifact, options: Any, env: Env) -> Artifact:
+    """Prune the module in `source` to the budget.
+
+    Raises `Unsupported` naming every layer and reason where nothing can be removed or the module
+    cannot be traced, `UsageError` where the budget cannot be met or a `keep` matches nothing.
+    """
+    budget = parse_budget(options.keep)
+    with threads(env.context.threads):
+        module = load_module(source, env.factory)
+        data = effects.data_of(env)
+        example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
+        before = effects.counts(module, example)
+        env.progress(0.05, "reading which channels go together")
+        groups, left_alone = select(module, example, env.context.keep.channels)
+        subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
+        env.progress(0.2, "estimating saliency")
+        kind, scope = resolve(options.saliency, options.scope, data is not None)
+        scores, how = score(subject, kind, options.samples)
+        env.progress(0.3, "choosing widths")
+        chosen, notes, timed = _chosen(subject, scores, budget, scope, options, env)
+        pruned = copy.deepcopy(module)
+        graph.remove(pruned, example, chosen)
+        after = effects.counts(pruned, example)
+        effects.check_outputs(module, pruned, example, "prune_channels")
+        effects.check_budget(budget, before, after, "prune_channels")
+        env.progress(0.7, "re-estimating batch-norm statistics")
+        restored = effects.restore_statistics(source.inputs, 4 * options.samples, data, pruned)
+    facts = _facts(source, groups, chosen, before, after) | timed
+    told = f"{left(before, after)}; channels removed in {len(facts['removed'])} layers"
+    facts["notes"] = [*source.facts.get("notes", []), told, how, *notes, *restored]
+    facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
+    factory = reference_of(source)
+    return write_module(
+        env.work, pruned, source.inputs, source.outputs,
+        factory=factory, facts=facts,
+    )  # fmt: skip
+
+
+def _chosen(
+    subject: Subject,
+    scores: saliency.Saliency,
+    budget: Budget,
+    scope: Scope,
+    options: Any,
+    env: Env,
+) -> tuple[Mapping[str, Sequence[int]], list[str], dict[str, Any]]:
+    """Channels that go, notes, and what was measured for it."""
+    usual = env.context.width_multiple
+    if budget.measure != LATENCY:
+        model = costs.cost_model(subject.module, subject.example, subject.groups, budget.measure)
+        chosen, notes = choose(
+            subject, scores, budget, model, budget.limit(model({})),
+            scope=scope, floor=options.floor, multiple=options.multiple or usual,
+        )  # fmt: skip
+        return chosen, notes, {}
+    timer = clock(subject, env, options.on or None)
+    learned = latency.learn(subject, timer, options.multiple, usual)
+    env.progress(0.6, learned.note())
+    met = latency.meet(subject, scores, budget, learned, timer, scope=scope, floor=options.floor)
+    told = (
+        f"latency {met.before_ns / 1e6:.3g} → {met.after_ns / 1e6:.3g} ms, "
+        f"{met.before_ns / met.after_ns:.2f} times as fast"
+    )
+    measured = {
+        "before_ns": round(met.before_ns),
+        "after_ns": round(met.after_ns),
+        "fixed": round(learned.fixed, 3),
+        "error": round(learned.error, 4),
+        "multiple": learned.multiple,
+        "builds": learned.builds,
+    }
+    facts = {"latency": measured, "not_reproducible": "prune_channels chose by measured times"}
+    return met.removal, [*met.notes, learned.note(), told], facts
+
+
+def _facts(
+    source: Artifact,
+    groups: Sequence[graph.ChannelGroup],
+    chosen: Mapping[str, Sequence[int]],
+    before: effects.Counts,
+    after: effects.Counts,
+) -> dict[str, Any]:
+    removed: dict[str, list[int]] = {}
+    for group in groups:
+        gone = set(chosen.get(group.name, ()))
+        for m in group.members:
+            own = [o for o, r in zip(m.own, m.root, strict=True) if r in gone]
+            if m.side == "out" and own:
+                removed[m.layer] = sorted({*removed.get(m.layer, []), *own})
+    kept = {k: v for k, v in source.facts.items() if k not in ("notes", "removed")}
+    return {
+        **kept,
+        "macs": after["macs"],
+        "macs_before": before["macs"],
+        "parameters_before": before["params"],
+        "removed": of_original(source.facts.get("removed", {}), removed),
+    }
