@@ -54,7 +54,7 @@ TOLERANCE = 0.02
 # coded, tar alone unpacks.
 LEAST_SAVING, LEAST_SAVED_BYTES = 0.01, 1024
 # Coding takes one to four seconds a megabyte, and every candidate's size is asked for.
-LARGEST_BYTES = 32 << 20
+LARGEST_BYTES = 8 << 20
 
 RUN_PY = '''"""Run the model on its reference inputs: python run.py (needs requirements.txt)."""
 from pathlib import Path
