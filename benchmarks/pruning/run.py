@@ -7,7 +7,8 @@ Per model and point, every way of pruning goes through `compress` with the same 
 (distillation, `--minutes`), and is scored on the evaluation data and timed beside the untouched
 model on ONNX Runtime and OpenVINO in the same run, batch 1, one thread. torch-pruning and the
 criteria of others get the MACs that pruning to the latency arrived at, so that rows of one point
-compare. Writes results.json and table.md, one entry a model and point.
+compare. `--graphs` are pruned as ONNX files, to `--macs` of their MACs, without training or
+labels. Writes results.json and table.md, one entry a model and point.
 """
 
 from __future__ import annotations
@@ -46,19 +47,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--zoo", type=Path, default=ROOT / "out" / "zoo")
-    parser.add_argument("--models", default="resnet")
+    parser.add_argument("--models", default="resnet", help="pruned as torch modules")
+    parser.add_argument("--graphs", default="", help="pruned as ONNX files")
+    parser.add_argument("--macs", type=float, default=0.73, help="of a graph, that stay")
     parser.add_argument("--points", default=",".join(map(str, POINTS)))
     parser.add_argument("--minutes", type=float, default=5.0, help="of recovery")
     parser.add_argument("--effort", choices=("quick", "default", "certify"), default="default")
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
     args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     step_modules()["prune_torch_pruning"] = "benchmarks.pruning.prune_torch_pruning"
     results: Row = json.loads(args.json.read_text()) if args.json.is_file() else {}
-    for name in args.models.split(","):
-        for point in map(float, args.points.split(",")):
-            results[f"{name} at {point:g}"] = one_point(name, point, args)
-            args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-            args.json.with_name("table.md").write_text(table(results))
+    points = [float(point) for point in args.points.split(",")]
+    models = [(n, p) for n in filter(None, args.models.split(",")) for p in points]
+    jobs = {f"{n} at {p:g} of its latency": (one_point, n, p) for n, p in models}
+    graphs = filter(None, args.graphs.split(","))
+    jobs |= {f"{n}.onnx at {args.macs:g} of its MACs": (one_graph, n, args.macs) for n in graphs}
+    for title, (measure, name, amount) in jobs.items():
+        results[title] = measure(name, amount, args)
+        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        args.json.with_name("table.md").write_text(table(results))
 
 
 def one_point(name: str, point: float, args: argparse.Namespace) -> Row:
@@ -76,11 +84,38 @@ def one_point(name: str, point: float, args: argparse.Namespace) -> Row:
         }
         for way, step in others.items():
             rows[way] = measured(name, step, args, Path(store))
+    return _entry(rows, args.minutes)
+
+
+def one_graph(name: str, macs: float, args: argparse.Namespace) -> Row:
+    """An ONNX file, repaired and not, and by the weights alone."""
+    keep = {"keep": {"macs": macs}}
+    ways = {
+        "reconstruction": keep,
+        "without repair": {**keep, "repair": False},
+        "l2": {**keep, "saliency": "l2"},
+    }
+    folder = args.zoo.resolve() / name
+    roles = ("calibration", "selection", "evaluation")
+    rows = {}
+    for way, options in ways.items():
+        recipe = {
+            "model": {"source": str(folder / "model.onnx")},
+            "data": {role: str(folder / f"{role}.npz") for role in roles},
+            "metric": load(name).ABOUT.metric,
+            "steps": [{"prune_channels": options}],
+        }
+        with tempfile.TemporaryDirectory() as store:
+            rows[way] = judged(f"{name}.onnx {options}", recipe, args, Path(store))
+    return _entry(rows, 0.0)
+
+
+def _entry(rows: Row, minutes: float) -> Row:
     host = facts()
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "rows": rows,
-        "recovery_minutes": args.minutes,
+        "recovery_minutes": minutes,
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "host": {k: host[k] for k in ("cpu", "isa", "cpus", "memory_bytes")},
@@ -100,15 +135,22 @@ def measured(name: str, step: Row, args: argparse.Namespace, store: Path) -> Row
         "data": {r: f"{zoo}:{r}" for r in ("training", "calibration", "selection", "evaluation")},
         "metric": about.metric,
         "steps": [step, {"recover": {"minutes": args.minutes}}],
+    }  # fmt: skip
+    return judged(f"{name} {step}", recipe, args, store)
+
+
+def judged(title: str, recipe: Row, args: argparse.Namespace, store: Path) -> Row:
+    """What a recipe's shared steps make of its model, on both engines."""
+    recipe = recipe | {
         "targets": {engine: {"steps": [f"to_{engine}"]} for engine in ENGINES},
         "gates": list(GATES),
         "measure": {"effort": args.effort},
-    }  # fmt: skip
+    }
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as out:
         record = compressor.compress(None, recipe, out=out, store=store).record
     row = _row(record) | {"seconds": round(time.monotonic() - began, 1)}
-    print(f"{name} {step}: {json.dumps(row)}", flush=True)
+    print(f"{title}: {json.dumps(row)}", flush=True)
     return row
 
 
@@ -116,7 +158,7 @@ def _row(record: RunRecord) -> Row:
     pruning = next(s for s in record.steps if s.step.startswith("prune_"))
     reference = record.reference
     found: Row = {
-        "macs_before": reference.macs, "parameters_before": reference.parameters,
+        "macs_before": reference.macs, "parameters_before": reference.parameters, "macs": None,
         "bytes_before": reference.size_bytes, "notes": pruning.notes,
         "seconds_of": {s.step: round(s.seconds, 1) for s in record.steps if s.target is None},
     }  # fmt: skip

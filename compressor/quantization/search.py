@@ -46,7 +46,7 @@ LEVELS = (
     0.0006, 0.0004, 0.0002, 0.00005,
 )  # fmt: skip
 BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
-_NOT_SLOWER = 0.97
+_PAYS = 1.0  # INT8 against float: what only stores integers loses no speed at all
 # An attempt keeps the limit where half of it holds the loss, or where less than the limit holds
 # its 95 % bound: a metric with little noise, such as an error of pictures, may come closer to it.
 _HALF, _SURE = 0.5, 0.8
@@ -230,7 +230,7 @@ class Search:
     def _what_is_faster(
         self, allowed: dict[str, tuple[str, ...]]
     ) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], float]]:
-        """Options without integer kernels where these are slower, and times of the rest.
+        """Options without integer kernels where these do not pay, and times of the rest.
 
         All layers in INT8 are timed against the float model. If that is slower, layers whose own
         time does not fall are taken out, and what is left is timed again.
@@ -251,7 +251,7 @@ class Search:
             data, device = self.env.data["calibration"], self.env.context.device
             before, after = (profiled(a, data, device) for a in (self.source, made))
             times = self._times(before, after)
-            if gain >= _NOT_SLOWER:
+            if gain >= _PAYS:
                 return allowed, times
             slow = {
                 g
