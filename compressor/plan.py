@@ -326,6 +326,8 @@ def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -
             found["min_reduction"] = max(gate.limit, min_reduction)
         if gate.metric in {"relative_drop", "accuracy_drop"}:
             found["max_drop"] = gate.limit
+        if gate.metric == "sqnr":
+            found["min_sqnr_db"] = gate.limit
         if gate.metric == "agreement":
             found["max_drop"] = 1 - gate.limit
     if minutes:

@@ -46,7 +46,8 @@ def trial(judge: Judge, made: Artifact, runtime: str, device: str) -> Trial:
     drop = compared.relative_drop
     if drop is None and compared.sqnr_db is not None:
         drop = 10 ** (-compared.sqnr_db / 10)
-    return Trial(float(found.value or 0.0), made.size_bytes, drop, _upper(judge, compared))
+    upper = _upper(judge, compared)
+    return Trial(float(found.value or 0.0), made.size_bytes, drop, upper, compared.sqnr_db)
 
 
 def _upper(judge: Judge, compared: Comparison) -> float | None:

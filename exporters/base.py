@@ -214,12 +214,14 @@ class Trial:
         drop: relative loss against the original on the same samples; without labels, the share of
             answers that differ from the original's, or else the noise share of the outputs.
         upper: one-sided 95 % bound of `drop`, where the samples give one.
+        sqnr_db: signal over noise of the outputs, where they were kept.
     """
 
     score: float
     size_bytes: int
     drop: Optional[float] = None
     upper: Optional[float] = None
+    sqnr_db: Optional[float] = None
 
 
 class Env(Protocol):

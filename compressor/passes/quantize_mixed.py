@@ -33,6 +33,8 @@ class Options:
         min_reduction: the artifact is at least this much smaller than the original (0-1).
         max_drop: relative loss allowed (without labels: disagreement). On selection data an
             attempt keeps it with half of that, or with a 95 % bound of four fifths.
+        min_sqnr_db: signal over noise that the outputs keep on selection data; an attempt keeps
+            half a decibel more.
         speed: leave layers float whose INT8 kernel is measured to be no faster.
         dynamic: let LSTMs whose weights are integers run in dynamic INT8 where the engine can.
         samples: measure each layer's damage on this many; on fewer where that takes minutes.
@@ -44,6 +46,7 @@ class Options:
 
     min_reduction: float = 0.75
     max_drop: float = 0.01
+    min_sqnr_db: float | None = None
     speed: bool = True
     dynamic: bool = True
     samples: int = 64

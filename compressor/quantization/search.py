@@ -50,6 +50,7 @@ _PAYS = 1.0  # INT8 against float: what only stores integers loses no speed at a
 # An attempt keeps the limit where half of it holds the loss, or where less than the limit holds
 # its 95 % bound: a metric with little noise, such as an error of pictures, may come closer to it.
 _HALF, _SURE = 0.5, 0.8
+_DB_MORE = 0.5
 _REPLANS = 3
 
 
@@ -172,6 +173,9 @@ class Search:
         """Within the size, and far enough from the limit to hold on samples it has not seen."""
         drop, upper, most = found.trial.drop, found.trial.upper, self.options.max_drop
         if drop is None or found.artifact.size_bytes > self.limit_bytes:
+            return False
+        clean, kept = self.options.min_sqnr_db, found.trial.sqnr_db
+        if clean is not None and kept is not None and kept < clean + _DB_MORE:
             return False
         return drop <= _HALF * most or (upper is not None and upper <= _SURE * most)
 

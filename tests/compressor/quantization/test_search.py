@@ -91,3 +91,12 @@ def test_an_attempt_keeps_its_distance_from_the_limit(
     assert search._keeps(found) is keeps
     artifact.size_bytes = 101
     assert not search._keeps(found)
+
+
+@pytest.mark.parametrize(("db", "keeps"), [(15.6, True), (15.4, False), (None, True)])
+def test_an_attempt_keeps_the_noise_that_is_allowed(db: float | None, keeps: bool) -> None:
+    nothing: Any = None
+    options = load_step("quantize_mixed").Options(min_sqnr_db=15.0)
+    search = Search(nothing, nothing, nothing, options, Budget(None), limit_bytes=100)
+    artifact: Any = SimpleNamespace(size_bytes=100)
+    assert search._keeps(Found({}, artifact, Trial(1.0, 100, 0.0, None, db), 0.0)) is keeps
