@@ -26,6 +26,7 @@ from compressor.pruning.onnx_trace import Shape, join_constants, own_constants, 
 from compressor.pruning.onnx_units import Trace
 from compressor.pruning.outcome import left, of_original
 from compressor.pruning.plan import Kind, Scope, fitted
+from compressor.quantization.blas import one_blas_thread
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
 from runtimes.base import Feeds
@@ -56,6 +57,7 @@ class Job:
         return sum(c for _, c in by_node(self.model.graph, self.shapes)) / self.samples
 
 
+@one_blas_thread()
 def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
     """Prune the graph in `source` to the budget and repair it.
 

@@ -82,7 +82,8 @@ def test_past_the_deadline_no_candidate_is_begun() -> None:
 
 def test_the_engine_stops_steps_past_its_limit() -> None:
     unused: Any = None
-    engine = Engine(unused, unused, "", None, {"calibration": DATA}, unused, Silent(), unused)
+    data = {"calibration": DATA}
+    engine = Engine(unused, unused, "", None, data, unused, Silent(), unused, unused)
     assert engine._watched("calibration") is DATA
     engine._told(0.5, "half")
     engine.limit = time.monotonic() - 1

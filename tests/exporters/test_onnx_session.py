@@ -43,9 +43,13 @@ def test_taps_stand_right_behind_what_they_read() -> None:
         helper.make_node("ReduceMean", ["squared"], ["mean"], keepdims=0),
         helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
     ]
-    frame = _onnx_session._frame(model, taps, model.graph.output)
+    floats = onnx.TensorProto.FLOAT
+    tapped = [helper.make_tensor_value_info(name, floats, None) for name in ("mean", "top")]
+    frame = _onnx_session._frame(model, taps, [*model.graph.output, *tapped])
     ops = [node.op_type for node in frame.graph.node]
     assert ops == ["ReduceMax", "MatMul", "Mul", "ReduceMean", "Relu", "MatMul"]
+    alone = _onnx_session._frame(model, taps, tapped)
+    assert [n.op_type for n in alone.graph.node] == ["ReduceMax", "MatMul", "Mul", "ReduceMean"]
     outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("mean", "top")]
     x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
     mean, top = tapped_session(model, taps, outputs, 1).run(None, {"x": x})
