@@ -14,10 +14,8 @@ labels. Writes results.json and table.md, one entry a model and point.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import compressor  # noqa: E402
+from benchmarks.stamp import stamp  # noqa: E402
 from compressor.result import RunRecord, TargetResult  # noqa: E402
 from compressor.steps import step_modules  # noqa: E402
 from examples.zoo import load  # noqa: E402
-from runtimes.host import facts  # noqa: E402
 
 POINTS = (0.5, 0.25)  # of the latency
 ENGINES = ("onnxruntime", "openvino")
@@ -111,15 +109,7 @@ def one_graph(name: str, macs: float, args: argparse.Namespace) -> Row:
 
 
 def _entry(rows: Row, minutes: float) -> Row:
-    host = facts()
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return {
-        "rows": rows,
-        "recovery_minutes": minutes,
-        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
-        "host": {k: host[k] for k in ("cpu", "isa", "cpus", "memory_bytes")},
-    }
+    return {"rows": rows, "recovery_minutes": minutes, **stamp()}
 
 
 def measured(name: str, step: Row, args: argparse.Namespace, store: Path) -> Row:
@@ -210,12 +200,6 @@ def _line(way: str, row: Row) -> str:
         twin = row[engine].get("over_twin")
         cells.append(f"{twin[0]:.2f} ({twin[1]:.2f}–{twin[2]:.2f})" if twin else "")
     return "| " + " | ".join([*cells, f"{row['seconds'] / 60:.1f}"]) + " |"
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

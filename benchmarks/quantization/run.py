@@ -17,10 +17,8 @@ Writes results.json (one entry a model, kept while its files are the same) and t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,9 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.quantization import measuring, tables, verdicts  # noqa: E402
 from benchmarks.quantization.cases import ENGINES, ROOT, Case, frozen, zoo  # noqa: E402
+from benchmarks.stamp import stamp  # noqa: E402
 from compressor.record import load_record  # noqa: E402
 from compressor.result import RunRecord  # noqa: E402
-from runtimes.host import facts  # noqa: E402
 from runtimes.types import Artifact  # noqa: E402
 
 SCHEMA = 1
@@ -118,9 +116,7 @@ def one_model(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         "card": {k: v for k, v in case.card.items() if k != "labels"},
         "bytes": case.size_bytes,
         "settings": settings(case, args),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": commit(),
-        "host": _host(),
+        **stamp(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "ours": ours,
         "peers": {n: {k: v for k, v in p.items() if k != "given"} for n, p in peers.items()},
@@ -183,24 +179,6 @@ def _shown(pair: dict[str, Any]) -> str:
 
 def _say(case: Case, text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {case.name}: {text}", flush=True)
-
-
-def _host() -> dict[str, Any]:
-    found = facts()
-    return {
-        k: found[k] for k in ("cpu", "isa", "cpus", "memory_bytes", "kernel", "python", "virtual")
-    }
-
-
-def commit() -> str:
-    """The commit that was measured, with a + where the tree has changes."""
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "compressor", "exporters", "runtimes")
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ The goals: 30 minutes a run, a peak of 3 times the model and 600 MB, `--minutes`
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -32,10 +31,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.children import Ended, run_child  # noqa: E402
+from benchmarks.stamp import stamp  # noqa: E402
 from compressor.record import load_record  # noqa: E402
 from compressor.result import Candidate, TargetResult  # noqa: E402
 from runtimes.base import load_runtime  # noqa: E402
-from runtimes.host import facts  # noqa: E402
 from runtimes.types import Artifact  # noqa: E402
 
 MODELS = ("resnet50", "bert_base", "gpt2_small")
@@ -200,10 +199,7 @@ def one(name: str, args: argparse.Namespace) -> Row:
         kept = _kept(bounded, args.minutes)
         row["minutes"] = {"asked": args.minutes, "kept": kept, "run": bounded}
     row["calibration"] = {} if args.skip_calibration else calibration(folder)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    row |= {"date": now.strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "effort": args.effort}
-    host = facts()
-    return row | {"host": {k: host[k] for k in ("cpu", "isa", "cpus", "memory_bytes")}}
+    return row | stamp() | {"effort": args.effort}
 
 
 def _kept(run: Row, minutes: float) -> bool:
@@ -218,12 +214,6 @@ def _knows_minutes() -> bool:
     command = [sys.executable, "-m", "compressor", "run", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return "--minutes" in done.stdout
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def table(models: dict[str, Row]) -> str:
