@@ -11,9 +11,10 @@ import mmap
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from runtimes.base import LayerPrecision
+from runtimes.wire import fields
 
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_quant|_fused|_transposed|_nhwc|_weights?_prepacked)$")
 _GLUE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "Identity", "Cast"})
@@ -41,9 +42,9 @@ def read_nodes(path: Path) -> List[Node]:
     with path.open("rb") as file:
         try:  # mapped, so that weights are never read
             whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            graphs = [body for number, body in _fields(whole) if number == 7]
-            bodies = (_fields(_message(graph)) for graph in graphs)
-            return [_node(body) for fields in bodies for number, body in fields if number == 1]
+            graphs = list(_messages(whole, 0, len(whole), (7,)))
+            nodes = [node for _, a, b in graphs for node in _messages(whole, a, b, (1,))]
+            return [_node(whole, a, b) for _, a, b in nodes]
         except (ValueError, IndexError, UnicodeDecodeError):
             return []
 
@@ -137,45 +138,19 @@ def _same_op(source: str, engine: str) -> bool:
     return engine.endswith(source) or source in _OPENVINO_OPS.get(engine, ())
 
 
-def _node(data: Union[memoryview, int]) -> Node:
+def _node(data: memoryview, start: int, end: int) -> Node:
     texts: Dict[int, List[str]] = {1: [], 2: [], 3: [], 4: []}
-    for number, body in _fields(_message(data)):
-        if number in texts:
-            texts[number].append(bytes(_message(body)).decode("utf-8"))
+    for field, a, b in _messages(data, start, end, tuple(texts)):
+        texts[field].append(str(data[a:b], "utf-8"))
     return Node("".join(texts[3]), "".join(texts[4]), tuple(texts[1]), tuple(texts[2]))
 
 
-def _fields(data: memoryview) -> Iterator[Tuple[int, Union[memoryview, int]]]:
-    """Fields of one protobuf message: (number, its bytes or integer); nothing is copied."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind not in (1, 2, 5):
-            raise ValueError("not a protobuf message")
-        size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-        if at + size > len(data):
-            raise ValueError("message is cut short")
-        yield number, data[at : at + size]
-        at += size
-
-
-def _varint(data: memoryview, at: int) -> Tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _message(value: Union[memoryview, int]) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a message was expected, not a number")  # noqa: TRY004 - a malformed file
-    return value
+def _messages(
+    data: memoryview, start: int, end: int, wanted: Sequence[int]
+) -> Iterator[Tuple[int, int, int]]:
+    """The `fields` of these numbers, which must be messages or texts."""
+    for field, a, b in fields(data, start, end):
+        if field in wanted:
+            if b < 0:
+                raise ValueError("a message was expected, not a number")
+            yield field, a, b

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from runtimes.coding import HALF, INT4, INT8, MAX_KERNEL, UINT4, UINT8, WORD
+from runtimes.wire import fields, varint
 
 # Tensors with less are not worth a segment's header.
 LEAST_BYTES = 32
@@ -96,23 +97,23 @@ def _openvino(xml: Path, weights: str) -> Iterator[Stored]:
 
 def _onnx(path: Path, name: str) -> Iterator[Stored]:
     data = memoryview(path.read_bytes())
-    for field, start, end in _fields(data, 0, len(data)):
+    for field, start, end in fields(data, 0, len(data)):
         if field == _GRAPH:
             yield from _graph(data, start, end, name)
 
 
 def _graph(data: memoryview, start: int, end: int, file: str) -> Iterator[Stored]:
-    for field, a, b in _fields(data, start, end):
+    for field, a, b in fields(data, start, end):
         if field == _INITIALIZER:
             yield from _tensor(data, a, b, file)
         elif field == _NODE:
-            for inner, c, d in _fields(data, a, b):
+            for inner, c, d in fields(data, a, b):
                 if inner == _ATTRIBUTE:
                     yield from _attribute(data, c, d, file)
 
 
 def _attribute(data: memoryview, start: int, end: int, file: str) -> Iterator[Stored]:
-    for field, a, b in _fields(data, start, end):
+    for field, a, b in fields(data, start, end):
         if field == _TENSOR:
             yield from _tensor(data, a, b, file)
         elif field == _SUBGRAPH:
@@ -123,7 +124,7 @@ def _tensor(data: memoryview, start: int, end: int, file: str) -> Iterator[Store
     """A TensorProto: dims 1, data_type 2, name 8, raw_data 9, external_data 13."""
     shape: list[int] = []
     kind, name, raw, external = None, "", (0, 0), {}
-    for field, a, b in _fields(data, start, end):
+    for field, a, b in fields(data, start, end):
         if field == 1:
             shape += [a] if b < 0 else _packed(data, a, b)
         elif field == 2:
@@ -133,7 +134,7 @@ def _tensor(data: memoryview, start: int, end: int, file: str) -> Iterator[Store
         elif field == 9:
             raw = (a, b)
         elif field == 13:
-            key, value = (str(data[c:d], "utf-8") for _, c, d in _fields(data, a, b))
+            key, value = (str(data[c:d], "utf-8") for _, c, d in fields(data, a, b))
             external[key] = value
     if "location" in external:
         offset, size = int(external.get("offset", 0)), int(external.get("length", 0))
@@ -143,42 +144,9 @@ def _tensor(data: memoryview, start: int, end: int, file: str) -> Iterator[Store
         yield from _stored(file, raw[0], raw[1] - raw[0], kind, shape, name)
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field, start, end) of each field of a message; a number is (field, number, -1)."""
-    while at < end:
-        key, at = _varint(data, at)
-        field, wire = key >> 3, key & 7
-        if wire == 0:
-            number, at = _varint(data, at)
-            yield field, number, -1
-        elif wire == 2:
-            length, at = _varint(data, at)
-            if at + length > end:
-                raise ValueError("field past the end of its message")
-            yield field, at, at + length
-            at += length
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
-
-
 def _packed(data: memoryview, at: int, end: int) -> list[int]:
     found = []
     while at < end:
-        number, at = _varint(data, at)
+        number, at = varint(data, at)
         found.append(number)
     return found
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("number without an end")
