@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from exporters._onnx_fold import fold_moves
-from exporters._onnx_graph import STANDARD_DOMAINS, drop_dead_weights, reads, replace, subgraphs
+from exporters._onnx_graph import (
+    STANDARD_DOMAINS,
+    drop_dead_weights,
+    needed,
+    reads,
+    replace,
+    subgraphs,
+)
 
 _Edit = Callable[[Any], int]
 
@@ -111,15 +118,10 @@ def _final(name: str, renames: dict[str, str]) -> str:
 
 def drop_dead_nodes(graph: Any) -> int:
     """Remove nodes whose outputs nobody reads; returns how many."""
-    alive = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if any(name in alive for name in node.output):
-            alive.update(reads(node))
-            kept.append(node)
+    kept = needed(graph.node, (value.name for value in graph.output))
     gone = len(graph.node) - len(kept)
     if gone:
-        replace(graph.node, kept[::-1])
+        replace(graph.node, kept)
     return gone
 
 

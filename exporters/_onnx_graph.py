@@ -7,7 +7,7 @@ order, and nothing is kept that no engine reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def reads(node: Any) -> Iterator[str]:
         for other in inner.node:
             yield from (name for name in reads(other) if name not in own)
         yield from (value.name for value in inner.output if value.name not in own)
+
+
+def needed(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:
+    """Those of `nodes`, which stand in order, that tensors named `outputs` depend on."""
+    wanted, found = set(outputs), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(reads(node))
+            found.append(node)
+    return found[::-1]
 
 
 def rename_reads(graph: Any, renamed: dict[str, str]) -> None:

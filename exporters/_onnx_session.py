@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters._check import onnx_session
-from exporters._onnx_graph import drop, reads, replace
+from exporters._onnx_graph import drop, needed, replace
 
 _OUTSIDE = 1 << 20  # larger tensors go to a file, which the engine maps
 _SMALL = 1 << 12  # tensors that may hold shapes and axes, which inference and converters read
@@ -57,20 +57,10 @@ def _frame(model: Any, nodes: Sequence[Any], outputs: Sequence[Any]) -> Any:
     there = {node.name for node in model.graph.node}
     own = [changed.get(node.name, node) for node in model.graph.node]
     added = [node for node in nodes if not node.name or node.name not in there]
-    frame.graph.node.extend(_needed(list(_placed(own, added)), outputs))
+    wanted = (value.name for value in outputs)
+    frame.graph.node.extend(needed(list(_placed(own, added)), wanted))
     frame.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return frame
-
-
-def _needed(nodes: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
-    """The nodes that `outputs` depend on: the engine would run all the others too."""
-    wanted = {value.name for value in outputs}
-    found = []
-    for node in reversed(nodes):
-        if not wanted.isdisjoint(node.output):
-            wanted.update(reads(node))
-            found.append(node)
-    return found[::-1]
 
 
 def _placed(own: Sequence[Any], added: Sequence[Any]) -> Iterator[Any]:
