@@ -21,7 +21,7 @@ setup-dev:
 demo: setup-demo  ## compress and judge the example model (Fashion-MNIST) for two engines
 	$(BIN)/compress run examples/01_image_classifier/recipe.yaml --effort quick -o $(OUT)/demo
 
-test: setup-dev  ## every test (about seven minutes on two cores)
+test: setup-dev  ## every test (about fifteen minutes on two cores)
 	$(BIN)/python -m pytest
 
 test-fast: setup-dev  ## those not marked slow

@@ -10,6 +10,7 @@ from compressor.judging import Judge
 from compressor.metrics import load_metric
 from compressor.result import Comparison
 from compressor.stateful import Steps
+from compressor.validate import unit
 from exporters.base import Samples, Trial
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
@@ -52,8 +53,7 @@ def trial(judge: Judge, made: Artifact, runtime: str, device: str) -> Trial:
 
 def _upper(judge: Judge, compared: Comparison) -> float | None:
     """The bound of a relative loss, in its units."""
-    if compared.interval is None or compared.relative_drop is None:
+    if compared.interval is None or judge.metric is None or judge.base is None:
         return None
-    free = judge.metric is not None and judge.metric.kind == "free"
-    whole = None if judge.base is None else judge.base.value
-    return compared.interval[1] / (1.0 if free or not whole else abs(whole))
+    whole = unit(judge.metric, judge.base)
+    return None if whole is None else compared.interval[1] / whole

@@ -46,11 +46,8 @@ def compare(metric: Metric, base: Evaluation, candidate: Evaluation, seed: int =
     agreement = _agreement(base, candidate)
     sqnr_db = _sqnr_db(base.kept, candidate.kept)
     drop, interval, method, flips = _drop(metric, base, candidate, agreement, seed)
-    relative = None
-    if drop is not None and metric.kind == "free":
-        relative = drop
-    elif drop is not None and base.value:
-        relative = drop / abs(base.value)
+    whole = unit(metric, base)
+    relative = None if drop is None or whole is None else drop / whole
     found = Comparison(
         drop=drop,
         interval=interval,
@@ -64,6 +61,11 @@ def compare(metric: Metric, base: Evaluation, candidate: Evaluation, seed: int =
     )
     found.doubts.extend(_lucky(metric, found))
     return found
+
+
+def unit(metric: Metric, base: Evaluation) -> float | None:
+    """What a drop is divided by to be a relative one; None where there is nothing to relate to."""
+    return 1.0 if metric.kind == "free" else abs(base.value or 0.0) or None
 
 
 def _agreement(base: Evaluation, candidate: Evaluation) -> float | None:

@@ -15,9 +15,9 @@ from compressor.factorization import pairs, ranks
 from compressor.factorization.candidates import Candidate, select
 from compressor.factorization.spectrum import Spectrum, collect, of_data, of_weights, pair_of
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import effects
+from compressor.pruning import allocate, effects
 from compressor.pruning.allocate import TOLERANCE
-from compressor.pruning.budget import Budget, parse_budget
+from compressor.pruning.budget import Budget, check_widths, parse_budget
 from compressor.pruning.outcome import article, left
 from compressor.sources.torch_io import batches, example_batch, threads
 from exporters.base import Context, Env, Refusal, Samples, installed
@@ -53,13 +53,7 @@ class Options:
 
     def __post_init__(self) -> None:
         parse_budget(self.keep).counted("factorize_layers")
-        if not 0 <= self.floor < 1 or self.multiple < 0 or self.samples < 1:
-            raise UsageError(
-                "out of range",
-                where="factorize_layers",
-                expected="0 <= floor < 1, multiple >= 0, samples >= 1",
-                got=f"floor {self.floor}, multiple {self.multiple}, samples {self.samples}",
-            )
+        check_widths(self, "factorize_layers")
 
 
 def tools() -> dict[str, str]:
@@ -156,25 +150,22 @@ def _choose(
     whole = float(before[measure])
     limit = budget.limit(whole)
     fixed = whole - sum(one.price[measure] for one in found)
-    step = multiple
-    while True:
-        offers = [
+
+    def offers(step: int) -> list[ranks.Offer]:
+        return [
             ranks.offer(
                 one.name, spectra[one.name].energies, most=one.most, floor=floor, multiple=step,
                 cost=one.price[measure], per_rank=one.per_rank[measure],
             )
             for one in found
         ]  # fmt: skip
-        chosen = ranks.allocate(offers, fixed, limit)
-        if chosen is not None:
-            break
-        if step == 1:
-            raise _unmet(ranks.least(offers, fixed), whole, budget, limit)
-        step = max(1, step // 2)
-    if step == multiple:
-        return chosen, []
-    coarse = f"steps of {multiple} are too coarse to meet {budget} within {TOLERANCE:.0%}"
-    return chosen, [f"ranks are multiples of {step}, not {multiple}: {coarse}"]
+
+    chosen, notes = allocate.in_steps(
+        multiple, lambda step: ranks.allocate(offers(step), fixed, limit), "ranks", budget
+    )
+    if chosen is None:
+        raise _unmet(ranks.least(offers(1), fixed), whole, budget, limit)
+    return chosen, notes
 
 
 def _unmet(least: float, whole: float, budget: Budget, limit: float) -> UsageError:

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.pruning.budget import parse_budget
+from compressor.pruning.budget import check_widths, parse_budget
 from compressor.pruning.outcome import article
 from compressor.pruning.plan import Kind, Scope
 from exporters.base import Context, Env, Refusal, where_installed
-from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
 REV = 2
@@ -64,13 +63,7 @@ class Options:
 
     def __post_init__(self) -> None:
         parse_budget(self.keep)
-        if not 0 <= self.floor < 1 or self.multiple < 0 or self.samples < 1:
-            raise UsageError(
-                "out of range",
-                where="prune_channels",
-                expected="0 <= floor < 1, multiple >= 0, samples >= 1",
-                got=f"floor {self.floor}, multiple {self.multiple}, samples {self.samples}",
-            )
+        check_widths(self, "prune_channels")
 
 
 def tools() -> dict[str, str]:
@@ -87,7 +80,8 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     if source.format == "onnx":
         return _graph_refusals(source)
     if source.format == "module":
-        missing = [name for name in _MODULE_TOOLS if name not in tools()]
+        there = tools()
+        missing = [name for name in _MODULE_TOOLS if name not in there]
         fix = "pip install 'edge-compressor[torch]'"
         return [Refusal(name, "is not installed", fix) for name in missing]
     return [

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from compressor.pruning.costs import CostModel
 from compressor.pruning.graph import ChannelGroup, spread
 
+T = TypeVar("T")
 TOLERANCE = 0.02
 _AIM = 0.9 * TOLERANCE  # the model may differ a little from what is counted afterwards
 
@@ -116,6 +118,22 @@ def allocate(
     if state.price() >= budget * (1 - _AIM):
         return state
     return _nudge(state, budget)
+
+
+def in_steps(
+    multiple: int, attempt: Callable[[int], T | None], what: str, budget: object
+) -> tuple[T | None, list[str]]:
+    """`attempt(multiple)`, or of half of it and so on down to 1 where that is too coarse; notes.
+
+    None where nothing fits.
+    """
+    step = multiple
+    while (found := attempt(step)) is None and step > 1:
+        step = max(1, step // 2)
+    if found is None or step == multiple:
+        return found, []
+    coarse = f"steps of {multiple} are too coarse to meet {budget} within {TOLERANCE:.0%}"
+    return found, [f"{what} are multiples of {step}, not {multiple}: {coarse}"]
 
 
 def _moves(state: Allocation, price: float, priority: Priority) -> list[tuple[float, int, int]]:

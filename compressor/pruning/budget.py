@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from compressor.pruning.costs import Measure
 from runtimes.errors import UsageError
@@ -74,6 +74,29 @@ def parse_budget(keep: Mapping[str, Any]) -> Budget:
     if not value > 0:
         raise UsageError("nothing would stay", where=f"keep.{measure}", got=str(given), fix=_FIX)
     return Budget(measure, value, absolute)
+
+
+class Widths(Protocol):
+    """The options that every step which makes layers narrower has."""
+
+    @property
+    def floor(self) -> float: ...  # noqa: D102
+
+    @property
+    def multiple(self) -> int: ...  # noqa: D102
+
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+
+
+def check_widths(options: Widths, where: str) -> None:
+    """Raise `UsageError` where one is out of range."""
+    if not 0 <= options.floor < 1 or options.multiple < 0 or options.samples < 1:
+        raise UsageError(
+            "out of range", where=where,
+            expected="0 <= floor < 1, multiple >= 0, samples >= 1",
+            got=f"floor {options.floor}, multiple {options.multiple}, samples {options.samples}",
+        )  # fmt: skip
 
 
 def _number(measure: str, given: Any) -> tuple[float, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compressor.modules import write_module
+from compressor.modules import reference_of, write_module
 from compressor.pruning.latency import Timer
 from compressor.pruning.plan import Subject
 from exporters.base import Env, batch_range, example_feeds
@@ -49,8 +49,6 @@ def clock(subject: Subject, env: Env, target: str | None) -> Timer:
 
 
 def _written(module: nn.Module, subject: Subject, env: Env, number: int) -> Artifact:
-    from compressor.modules import reference_of
-
     root = env.scratch / f"timed{number}"
     factory = reference_of(env.reference) if env.reference.format == "module" else None
     outputs = env.reference.outputs

@@ -93,11 +93,11 @@ def learn(subject: Subject, timer: Timer, multiple: int, usual: int) -> LatencyM
         multiple: of widths, where the user names one; 0 learns it.
         usual: the target's, where widths are too small to learn from.
     """
-    tried = _plans(subject)
+    macs = cost_model(subject.module, subject.example, subject.groups, "macs")
+    tried = _plans(subject, macs)
     steps = {} if multiple else _steps(subject)
     plans = [*tried, *steps.values()]
     times = timer([subject.module, *(shrunk(subject, plan) for plan in plans)])
-    macs = cost_model(subject.module, subject.example, subject.groups, "macs")
     removed = [{}, *map(_counts, tried)]
     cost, fixed, error = _fitted(macs.terms, removed, times[: len(removed)])
     stepped = dict(zip(steps, times[len(removed) :], strict=True))
@@ -117,10 +117,9 @@ def shrunk(subject: Subject, removal: Removal) -> nn.Module:
     return smaller
 
 
-def _plans(subject: Subject) -> list[dict[str, list[int]]]:
+def _plans(subject: Subject, macs: CostModel) -> list[dict[str, list[int]]]:
     """What is removed in each build that the model is fitted to."""
-    whole = cost_model(subject.module, subject.example, subject.groups, "macs")
-    saved = {g.name: whole({}) - whole({g.name: g.width // 2}) for g in subject.groups}
+    saved = {g.name: macs({}) - macs({g.name: g.width // 2}) for g in subject.groups}
     ranked = sorted(subject.groups, key=lambda g: -saved[g.name])
     plans = [{g.name: _first(g, share, 8) for g in subject.groups} for share in UNIFORM]
     plans += [{g.name: _first(g, 0.5, 8)} for g in ranked[:ALONE]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +13,9 @@ from compressor.pruning.costs import CostModel, Factor, Measure, Term
 from compressor.pruning.graph import ChannelGroup, Member
 from compressor.pruning.onnx_trace import Shape
 from compressor.pruning.onnx_units import Ids, Trace, stays
+from compressor.pruning.select import matches
 from exporters._onnx_graph import unique
-from runtimes.errors import Refusal, UsageError
+from runtimes.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def groups(found: Trace, keep: Sequence[str]) -> tuple[list[Group], list[Refusal
     for layer, ids in found.made.items():
         for root in dict.fromkeys(found.units.roots(ids).tolist()):
             makers.setdefault(root, []).append(layer)
-    kept = {name for pattern in keep for name in _matches(pattern, list(found.made))}
+    kept = {name for pattern in keep for name in matches(pattern, list(found.made), "layer")}
     by_makers: dict[tuple[str, ...], list[int]] = {}
     for root, layers in makers.items():
         by_makers.setdefault(tuple(layers), []).append(root)
@@ -84,18 +83,6 @@ def _channels(found: Trace, name: str, layers: Sequence[str], roots: Sequence[in
         at = tuple(place[int(held[i])] for i in own)
         members.append(Member(layer, "out", tuple(own), at))
     return ChannelGroup(name, len(roots), 1, tuple(members))
-
-
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
-        close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-        raise UsageError(
-            "matches no layer",
-            where=f"keep.channels {pattern!r}",
-            fix=f"did you mean {', '.join(close)}?" if close else f"one of {', '.join(names[:8])}",
-        )
-    return found
 
 
 def cost_model(

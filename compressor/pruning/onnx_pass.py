@@ -16,6 +16,7 @@ from compressor.macs import by_node
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget, parse_budget
 from compressor.pruning.costs import Measure
+from compressor.pruning.effects import data_of
 from compressor.pruning.onnx_data import LEAST, Parts, batch_for, enough, parts, seen_shapes
 from compressor.pruning.onnx_groups import Group, cost_model, groups, masked, removed
 from compressor.pruning.onnx_linear import add_biases, drop_zero_biases
@@ -95,7 +96,7 @@ def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
 
 
 def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, list[Refusal]]:
-    data = _data(env)
+    data = data_of(env)
     shapes, samples = seen_shapes(model, source, data, env.context.dims, env.context.threads)
     found = trace(model, shapes)
     usable, refused = groups(found, env.context.keep.channels)
@@ -107,12 +108,6 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
         size = 4 * sum(float(np.prod(shapes[name])) for name in made) / samples
         split = parts(source.inputs, data, options.samples, env.context.seed, batch_for(size))
     return Job(model, found, shapes, samples, usable, split, env), refused
-
-
-def _data(env: Env) -> Samples | None:
-    """Training data before calibration data: there is more of it."""
-    found = env.data.get("training") or env.data.get("calibration")
-    return found if found is not None and len(found) else None
 
 
 def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:

@@ -120,19 +120,15 @@ def fitted(
 ) -> tuple[dict[str, list[int]], list[str]]:
     """`choose`, from what each group loses at widths that are multiples of a number."""
     priority = allocate.by_width if scope == "uniform" else allocate.by_saliency
-    step = multiple
-    while True:
-        ladders = ladders_of(step)
-        found = allocate.allocate(ladders, model, limit, priority)
-        if found is not None:
-            break
-        if step == 1:
-            raise _unreachable(model, ladders, budget, limit)
-        step = max(1, step // 2)
-    if step == multiple:
-        return found.indices(), []
-    coarse = f"steps of {multiple} are too coarse to meet {budget} within {allocate.TOLERANCE:.0%}"
-    return found.indices(), [f"widths are multiples of {step}, not {multiple}: {coarse}"]
+    found, notes = allocate.in_steps(
+        multiple,
+        lambda step: allocate.allocate(ladders_of(step), model, limit, priority),
+        "widths",
+        budget,
+    )
+    if found is None:
+        raise _unreachable(model, ladders_of(1), budget, limit)
+    return found.indices(), notes
 
 
 def _unreachable(

@@ -49,15 +49,16 @@ def _without_kept(
 def kept_layers(module: nn.Module, keep: Sequence[str]) -> set[str]:
     """Modules that the globs `keep` name; `UsageError` with near misses where one names none."""
     names = [name for name, _ in module.named_modules() if name]
-    return {name for pattern in keep for name in _matches(pattern, names)}
+    return {name for pattern in keep for name in matches(pattern, names, "module")}
 
 
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+def matches(pattern: str, names: Sequence[str], what: str) -> list[str]:
+    """Those of `names`, of modules or layers, that a glob of `keep.channels` means."""
     found = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
     if not found:
         close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
         raise UsageError(
-            "matches no module",
+            f"matches no {what}",
             where=f"keep.channels {pattern!r}",
             fix=f"did you mean {', '.join(close)}?" if close else f"one of {', '.join(names[:8])}",
         )

@@ -66,7 +66,6 @@ class OnnxBench:
         self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples, most=BATCH))
-        self.samples = count(self._feeds)
         self._session: Any = None
         self._source, self._env, self._method = source, env, method
         self._switches: dict[str, frozenset[str]] = {}
@@ -83,10 +82,14 @@ class OnnxBench:
         options = options_of(elements, integer=integer)
         return Group(name, weights[0].node.op_type, layers, elements, options)
 
+    @property
+    def samples(self) -> int:
+        """How many the outputs are of."""
+        return count(self._feeds)
+
     def fewer(self, samples: int) -> int:
         """Search on about so many samples from here on; how many batches that leaves."""
         self._feeds = at_most(self._feeds, samples)
-        self.samples = count(self._feeds)
         return len(self._feeds)
 
     def size_bytes(self, group: Group, option: str) -> int:

@@ -53,7 +53,6 @@ class OpenVinoBench:
         self.groups = tuple(g for g in groups if len(g.options) > 1)
         data = env.data.get("selection", env.data["calibration"])
         self._feeds = list(batches(data, source.inputs, samples, source.facts.get("bounds"), BATCH))
-        self.samples = count(self._feeds)
         self._int8: Any = None
         self._means: dict[str, Any] | None = None
 
@@ -65,10 +64,14 @@ class OpenVinoBench:
         options = options_of(elements, integer=kinds <= WEIGHTED_TYPES)
         return Group(name, readers[0][1], layers, elements, options)
 
+    @property
+    def samples(self) -> int:
+        """How many the outputs are of."""
+        return count(self._feeds)
+
     def fewer(self, samples: int) -> int:
         """Search on about so many samples from here on; how many batches that leaves."""
         self._feeds = at_most(self._feeds, samples)
-        self.samples = count(self._feeds)
         return len(self._feeds)
 
     def size_bytes(self, group: Group, option: str) -> int:
