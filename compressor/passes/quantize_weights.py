@@ -2,8 +2,9 @@
 
 Under an INT8 kernel: INT4 → `Cast`(INT8) → DequantizeLinear, which ONNX Runtime and OpenVINO fold
 while they load. Weights of float layers (recurrent ones, embeddings, unquantized convolutions):
-INT8 or INT4 → `Cast`(float) → `Mul`(scale). What was measured to lead to these forms is in
-benchmarks/quantization_storage.
+INT8 or INT4 → `Cast`(float) → `Mul`(scale). Large embeddings of ONNX graphs stay integers in
+memory: rows and their scales are looked up, then multiplied. What was measured to lead to these
+forms is in benchmarks/quantization_storage and benchmarks/quantization_embeddings.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()

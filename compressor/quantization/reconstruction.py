@@ -119,19 +119,22 @@ def damage(
 
 
 def _energy(rows: Reals, gram: Any | None) -> float:
-    return float((rows**2).sum() if gram is None else ((rows @ gram) * rows).sum())
+    if gram is None:
+        return float((rows**2).sum())
+    # A wide matrix is float32: numpy would make a float64 copy of it.
+    return float(((rows.astype(gram.dtype, copy=False) @ gram) * rows).sum())
 
 
 @contextmanager
 def _damped(gram: Any | None, columns: int, damping: float) -> Iterator[Reals]:
     """Gram matrices, [groups, …], with more on their diagonals.
 
-    They are the caller's own (a wide layer's takes 170 MB), who gets the diagonals back.
+    They are the caller's own (a wide layer's takes 85 MB), who gets the diagonals back.
     """
     if gram is None:
         yield np.ones((1, columns, 0))  # no matrix: only its diagonal is needed
         return
-    grams = np.asarray(gram if gram.ndim == 3 else gram[None], np.float64)
+    grams = gram if gram.ndim == 3 else gram[None]
     diagonal = np.einsum("gkk->gk", grams)
     before, mean = diagonal.copy(), diagonal.mean(axis=1)
     at = np.arange(columns)
@@ -162,20 +165,21 @@ def _turned(values: Any, kind: type[Any]) -> Reals:
 
 
 def _upper_factor(grams: Reals, order: Any, kind: type[Any]) -> Reals:
-    """R of H = R·Rᵀ for each matrix, its columns in `order`.
+    """R of H = R·Rᵀ for each matrix, its columns in `order`; a view of a reversed array.
 
     In half the memory where `kind` is float32, unless the matrix is too close to singular for it.
     """
-    factor = np.empty(grams.shape, kind)
-    for group, (gram, at) in enumerate(zip(grams, order, strict=True)):
+    factors = []
+    for gram, at in zip(grams, order, strict=True):
         backwards = _reordered(gram, at[::-1], kind)
         try:
             _cholesky(backwards)
         except np.linalg.LinAlgError:
             backwards = _reordered(gram, at[::-1], np.float64)
             _cholesky(backwards)
-        factor[group] = backwards[::-1, ::-1]
-    return factor
+            backwards = backwards.astype(kind, copy=False)
+        factors.append(backwards[::-1, ::-1])
+    return factors[0][None] if len(factors) == 1 else np.stack(factors)
 
 
 def _reordered(gram: Reals, at: Any, kind: type[Any]) -> Reals:
@@ -227,8 +231,9 @@ class _Solver:
         self.factor = _upper_factor(grams, self.order, np.float32 if cheap else np.float64)
         if cheap:
             self.tried, self.sweeps, self.clips = _TRIED[:1], min(sweeps, 2), _CLIPS[::3]
-            self.grams = self.grams.astype(np.float32)
-            self.diagonal = self.diagonal.astype(np.float32)
+        kind = np.float32 if cheap else np.float64
+        self.grams = self.grams.astype(kind, copy=False)
+        self.diagonal = self.diagonal.astype(kind, copy=False)
 
     def solve(self, weight: Reals, given: Reals | None) -> tuple[Reals, Reals]:
         start = self._search(weight) if given is None else given
@@ -301,7 +306,8 @@ class _Solver:
                 whole[:, j] = np.clip(np.rint(aim / steps[:, j]), self.low, self.high)
                 error[:, j] = wanted[:, j] - whole[:, j] * steps[:, j]
                 lost[:, j + 1 : stop] += factor[:, j, j + 1 : stop, None] * error[:, None, j]
-            rest = factor[:, start:stop, stop:].transpose(0, 2, 1)
+            # Contiguous: the factor is a reversed view, which BLAS does not take.
+            rest = np.ascontiguousarray(factor[:, start:stop, stop:]).transpose(0, 2, 1)
             lost[:, stop:] += rest @ error[:, start:stop]
         made = np.empty_like(whole)
         np.put_along_axis(made, at, whole, axis=1)

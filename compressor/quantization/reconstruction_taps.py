@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from compressor.quantization.reconstruction_rows import Gram
+from compressor.quantization.reconstruction_rows import Gram, gram_dtype
 from runtimes.base import Feeds
 
 BATCH = 4  # whole tensors are read, for few rows of each
-LIMIT_BYTES = 256 << 20
-# A wider layer's matrix (8·columns² bytes) and factor would not pay for themselves.
+LIMIT_BYTES = 128 << 20
+# A wider layer's matrix and factor would not pay for themselves.
 MOST_COLUMNS = 8192
 ROWS = 4096
 Data = Callable[[], Iterator[Feeds]]
@@ -58,7 +58,7 @@ class Tap:
     @property
     def size_bytes(self) -> int:
         """Of the matrix."""
-        return 8 * self.blocks * self.columns**2
+        return int(gram_dtype(self.columns).itemsize) * self.blocks * self.columns**2
 
 
 def collect(
