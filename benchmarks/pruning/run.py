@@ -5,9 +5,9 @@
 
 Per model and point, every way of pruning goes through `compress` with the same recovery
 (distillation, `--minutes`), and is scored on the evaluation data and timed beside the untouched
-model on ONNX Runtime and OpenVINO in the same run, batch 1, one thread. torch-pruning and the
-criteria of others get the MACs that pruning to the latency arrived at, so that rows of one point
-compare. `--graphs` are pruned as ONNX files, to `--macs` of their MACs, without training or
+model on ONNX Runtime and OpenVINO in the same run, batch 1, one thread. torch-pruning and other
+criteria get the MACs that pruning to the latency arrived at, the knapsack after HALP the same share
+of the time, so that rows of one point compare. `--graphs` are pruned as ONNX files, to `--macs` of their MACs, without training or
 labels. Writes results.json and table.md, one entry a model and point.
 """
 
@@ -34,6 +34,7 @@ from compressor.steps import step_modules  # noqa: E402
 from examples.zoo import load  # noqa: E402
 
 POINTS = (0.5, 0.25)  # of the latency
+WAYS = "torch-pruning,HALP-like,macs,hessian,random"
 ENGINES = ("onnxruntime", "openvino")
 GATES = ("relative_drop<=100%", "speedup>=0.1", "size_reduction>=0%")
 Row = dict[str, Any]
@@ -50,11 +51,13 @@ def main() -> None:
     parser.add_argument("--macs", type=float, default=0.73, help="of a graph, that stay")
     parser.add_argument("--points", default=",".join(map(str, POINTS)))
     parser.add_argument("--minutes", type=float, default=5.0, help="of recovery")
+    parser.add_argument("--ways", default=WAYS, help="besides pruning to the latency")
     parser.add_argument("--effort", choices=("quick", "default", "certify"), default="default")
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    step_modules()["prune_torch_pruning"] = "benchmarks.pruning.prune_torch_pruning"
+    for name in ("prune_torch_pruning", "prune_halp"):
+        step_modules()[name] = f"benchmarks.pruning.{name}"
     results: Row = json.loads(args.json.read_text()) if args.json.is_file() else {}
     points = [float(point) for point in args.points.split(",")]
     models = [(n, p) for n in filter(None, args.models.split(",")) for p in points]
@@ -75,13 +78,14 @@ def one_point(name: str, point: float, args: argparse.Namespace) -> Row:
         share = rows["latency"]["macs"] / rows["latency"]["macs_before"]
         keep = {"keep": {"macs": share}}
         others = {
+            "torch-pruning": {"prune_torch_pruning": {"macs": share}},
+            "HALP-like": {"prune_halp": {"latency": point}},
             "macs": {"prune_channels": keep},
             "hessian": {"prune_channels": {**keep, "saliency": "hessian"}},
             "random": {"prune_channels": {**keep, "saliency": "random", "scope": "uniform"}},
-            "torch-pruning": {"prune_torch_pruning": {"macs": share}},
         }
-        for way, step in others.items():
-            rows[way] = measured(name, step, args, Path(store))
+        for way in filter(None, args.ways.split(",")):
+            rows[way] = measured(name, others[way], args, Path(store))
     return _entry(rows, args.minutes)
 
 

@@ -25,9 +25,9 @@ Floats = NDArray[np.float32]
 Reals = NDArray[Any]  # float64, or float32 for large matrices
 Ints = NDArray[np.int8]
 
-_PANEL = 1024  # columns factored at a time
+_PANEL = 512  # columns factored at a time
 _COLUMNS = 64  # rounded before the rest of the matrix hears of it
-_CHUNK = 1 << 21  # values solved at a time: 200 MB with everything derived from them
+_CHUNK = 1 << 20  # values solved at a time: 100 MB with everything derived from them
 _CLIPS = np.linspace(0.4, 1.0, 25)
 # Shares of the scale that is best for nearest rounding; each gets a full solution, and each row
 # keeps its best: 1 dB over one scale alone at 4 bits.
