@@ -67,6 +67,7 @@ TARGET = Target(
         Rung("int8-w4", (_TWIN, *_int8(4), _FOUR)),
         Rung("dynamic-w4", (_TWIN, StepSpec("quantize_dynamic", {"store": 4}), _FOUR)),
         Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
+        Rung("int8-w6", (_TWIN, *_int8(8), StepSpec("reconstruct_weights", {"share": 0.5}))),
         Rung("int8", (_TWIN, *_int8(8), StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (_TWIN, StepSpec("cast_half"))),

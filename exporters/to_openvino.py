@@ -53,6 +53,7 @@ TARGET = Target(
         Rung("int8-w4", (_TWIN, _INT8, _FOUR)),
         Rung("int8-w4-onnx", (*_ONNX_INT8, _FOUR, _ONNX)),
         Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
+        Rung("int8-w6", (_TWIN, _INT8, StepSpec("reconstruct_weights", {"share": 0.5}))),
         Rung("int8", (_TWIN, _INT8, StepSpec("quantize_weights", {"bits": 8}, optional=True))),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (StepSpec("to_openvino", {"precision": "f16"}),)),
