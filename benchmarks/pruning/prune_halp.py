@@ -5,7 +5,9 @@ importance is the squared first-order Taylor term of its batch norms under the l
 layer's time at each width, its inputs as they stand, comes of a table (here ONNX Runtime, the layer
 alone); chunks of `ROUND` channels are chosen by dynamic programming so that importance is largest
 within the time. In `rounds` of falling budgets, importance and tables anew each time; the paper
-trains between them, here `recover` comes once at the end, as for all rows.
+trains between them, here `recover` comes once at the end, as for all rows. A sum of layers misses
+what the engine fuses and what a call costs, so its budget is corrected until whole models, timed as
+ours are, take the share of the time that was asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
 from compressor.pruning import graph
+from compressor.pruning.clock import clock
+from compressor.pruning.plan import Subject
 from compressor.pruning.select import select
 from compressor.sources.torch_io import example_batch, tensors
 from exporters.base import Context, Env, Refusal
@@ -30,6 +34,7 @@ PRODUCES = "module"
 NEEDS = frozenset({"training"})
 USES: frozenset[str] = frozenset()
 ROUND, BINS, FLOOR, SAMPLES = 8, 1000, 0.15, 1024
+AIMS, CLOSE = 5, 0.03
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Options:
     """What stays.
 
     Attributes:
-        latency: share of the time of all convolutions, by the table.
+        latency: share of the time of a call that stays.
         rounds: of pruning, to budgets that fall geometrically.
     """
 
@@ -59,23 +64,38 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
-    """The module at `options.latency` of its table's time."""
+    """The module at about `options.latency` of its time, the nearest of `AIMS` attempts."""
     data = env.data["training"]
     module = load_module(source, env.factory).eval()
     example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
-    table = Table(module, example)
-    whole = table.total(module)
-    for number in range(1, options.rounds + 1):
-        budget = whole * options.latency ** (number / options.rounds)
-        groups, _ = select(module, example, ())
-        scores = _importance(module, groups, source.inputs, data)
-        removal = _knapsack(module, groups, scores, table, budget)
-        graph.remove(module, example, {name: gone for name, gone in removal.items() if gone})
-    share = table.total(module) / whole
-    facts = {"notes": [f"{share:.1%} of the table's time, in {options.rounds} rounds"]}
+    subject = Subject(module, example, (), source.inputs, data, env.context.seed)
+    timer, table = clock(subject, env, "onnxruntime"), Table(module, example)
+    aim, tried = options.latency, []
+    for _ in range(AIMS):
+        made = _pruned(subject, table, aim, options.rounds)
+        before, after = timer([module, made])
+        tried.append((abs(after / before - options.latency), len(tried), made, after / before))
+        if tried[-1][0] < CLOSE * options.latency:
+            break
+        aim *= (options.latency / tried[-1][3]) ** 0.7
+    _, _, best, share = min(tried)
+    told = f"{share:.1%} of the time, {table.total(best) / table.total(module):.1%} of the table's"
     return write_module(
-        env.work, module, source.inputs, source.outputs, factory=reference_of(source), facts=facts
-    )
+        env.work, best, source.inputs, source.outputs,
+        factory=reference_of(source), facts={"notes": [told]},
+    )  # fmt: skip
+
+
+def _pruned(subject: Subject, table: Table, share: float, rounds: int) -> Any:
+    """A copy at `share` of the table's time."""
+    module, whole = copy.deepcopy(subject.module), table.total(subject.module)
+    for number in range(1, rounds + 1):
+        groups, _ = select(module, subject.example, ())
+        scores = _importance(module, groups, subject.inputs, subject.data)
+        removal = _knapsack(module, groups, scores, table, whole * share ** (number / rounds))
+        removal = {name: gone for name, gone in removal.items() if gone}
+        graph.remove(module, subject.example, removal)
+    return module
 
 
 class Table:
