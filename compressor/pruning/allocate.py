@@ -25,7 +25,7 @@ _AIM = 0.9 * TOLERANCE  # the model may differ a little from what is counted aft
 class Ladder:
     """One group's possible widths, widest first, and what each costs in saliency.
 
-    `order` are the channel offsets, least salient first; `counts[i]` of them are removed at rung
+    `order` are the group's units, least salient first; `counts[i]` of them are removed at rung
     i, for a summed saliency of `losses[i]`.
     """
 
@@ -36,7 +36,7 @@ class Ladder:
 
     def removed(self, rung: int) -> int:
         """Channels removed at `rung`, over all repeats."""
-        return self.counts[rung] * self.group.repeats
+        return self.counts[rung] * self.group.repeats * self.group.block
 
     def indices(self, rung: int) -> list[int]:
         """The root layer's channels removed at `rung`."""
@@ -46,15 +46,22 @@ class Ladder:
 def ladder(group: ChannelGroup, saliency: np.ndarray, multiple: int, floor: float) -> Ladder:
     """Widths of `group` that are multiples of `multiple` and at least `floor` of the width.
 
-    `saliency` holds one value a channel; over repeats, channels of one offset are summed.
+    `saliency` holds one value a channel; those that go together are summed.
     """
-    size = group.width // group.repeats
-    scores = np.asarray(saliency, np.float64).reshape(group.repeats, size).sum(0)
+    size = group.units
+    scores = unit_scores(group, saliency)
     order = np.argsort(scores, kind="stable")
-    step = max(1, multiple // int(np.gcd(multiple, group.repeats)))
+    step = max(1, multiple // int(np.gcd(multiple, group.repeats * group.block)))
     total = np.concatenate([[0.0], np.cumsum(scores[order])])
     counts = removals(size, step, floor)
     return Ladder(group, tuple(order.tolist()), counts, tuple(float(total[c]) for c in counts))
+
+
+def unit_scores(group: ChannelGroup, saliency: np.ndarray) -> np.ndarray:
+    """Saliency of each of the group's units, summed over its blocks and repeats."""
+    values = np.asarray(saliency, np.float64)
+    summed: np.ndarray = values.reshape(group.repeats, group.units, group.block).sum((0, 2))
+    return summed
 
 
 def removals(size: int, step: int, floor: float) -> tuple[int, ...]:

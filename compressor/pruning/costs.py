@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import recurrent
 from compressor.pruning.graph import ChannelGroup
-from compressor.sources.torch_io import call
+from compressor.pruning.removal import cuts
+from compressor.sources.torch_io import call, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,8 +70,20 @@ def count(module: nn.Module, example: Sequence[Tensor], measure: Measure) -> int
     return int(sum(t.numel() * t.element_size() for t in stored.values()))
 
 
+@dataclass(frozen=True)
+class Macs:
+    """Of one module by itself: all, and those of products without weights (attention)."""
+
+    whole: int
+    products: int
+
+
 def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     """Module name → MACs of one sample in that module itself; "" holds what no layer owns."""
+    return {name: macs.whole for name, macs in _counted(module, example).items()}
+
+
+def _counted(module: nn.Module, example: Sequence[Tensor]) -> dict[str, Macs]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -79,12 +92,22 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     with torch.no_grad(), _unfused(), counter:
         call(module.eval(), example)
     root = type(module).__name__
-    totals = {_name(k, root): sum(ops.values()) for k, ops in counter.get_flop_counts().items()}
-    own = {
-        name: value - sum(totals[child] for child in _counted_below(module, name, totals))
-        for name, value in totals.items()
+    flops = {_name(key, root): ops for key, ops in counter.get_flop_counts().items()}
+    sums = [
+        {name: sum(v for op, v in ops.items() if any(w in str(op) for w in words))
+         for name, ops in flops.items()}
+        for words in (("",), ("bmm", "attention"))
+    ]  # fmt: skip
+    own = [
+        {name: value - sum(totals[child] for child in _counted_below(module, name, totals))
+         for name, value in totals.items()}
+        for totals in sums
+    ]  # fmt: skip
+    return {
+        name: Macs(value // (2 * samples), own[1][name] // (2 * samples))
+        for name, value in own[0].items()
+        if value > 0
     }
-    return {name: value // (2 * samples) for name, value in own.items() if value > 0}
 
 
 @contextmanager
@@ -92,15 +115,10 @@ def _unfused() -> Iterator[None]:
     """The counter does not know the fused recurrent and encoder kernels."""
     import torch
 
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the flags themselves warn
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with warnings.catch_warnings(), plain_attention():
+        warnings.simplefilter("ignore")  # the flags themselves warn
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _name(key: str, root: str) -> str:
@@ -128,7 +146,7 @@ def cost_model(
     if measure == "macs":
         terms = [
             term
-            for name, macs in layer_macs(module, example).items()
+            for name, macs in _counted(module, example).items()
             for term in _layer_terms(module, sides, name, macs)
         ]
     else:
@@ -139,45 +157,51 @@ def cost_model(
 Sides = dict[tuple[str, str], Factor]
 
 
-def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: int) -> list[Term]:
-    """Of a recurrent layer one term a matrix; all others are one term."""
+def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: Macs) -> list[Term]:
+    """Products of layers with weights, and what a module multiplies by itself: its heads.
+
+    Of a recurrent layer one term a matrix.
+    """
     from torch import nn
 
-    factors = _factors(sides, name, ("out", "in"))
     layer = module.get_submodule(name)
-    if not factors or not isinstance(layer, nn.RNNBase):
-        return [(float(macs), factors)]
-    weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
-    whole = sum(p.numel() for p in weights.values())
-    return [
-        (macs * p.numel() / whole, _tensor_factors(module, sides, f"{name}.{k}", p))
-        for k, p in weights.items()
-    ]
+    own: Term = (float(macs.products), _factors(sides, name, ("inner",)))
+    weighted = macs.whole - macs.products
+    if isinstance(layer, nn.RNNBase):
+        tensors = _tensor_factors(module, sides)
+        weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
+        whole = sum(p.numel() for p in weights.values())
+        return [own, *[
+            (weighted * p.numel() / whole, tensors.get(f"{name}.{k}", ()))
+            for k, p in weights.items()
+        ]]  # fmt: skip
+    return [own, (float(weighted), _factors(sides, name, ("out", "in", "inner")))]
 
 
 def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
     found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    whole: dict[tuple[str, str], int] = {}  # of what has no length of its own
     for group in groups:
         for member in group.members:
-            each = len(member.own) / group.width
+            each = len(set(member.own)) / group.width
             found.setdefault((member.layer, member.side), []).append((group.name, each))
-    lengths = {key: _length(module, *key) for key in found}
-    return {key: Factor(lengths[key], tuple(parts)) for key, parts in found.items()}
+            if member.side in ("tensor", "inner"):
+                whole[member.layer, member.side] = len(set(member.own))
+    return {
+        key: Factor(whole.get(key) or _length(module, *key), tuple(parts))
+        for key, parts in found.items()
+    }
 
 
 def _length(module: nn.Module, layer: str, side: str) -> int:
     from torch import nn
 
-    if side == "tensor":
-        return int(max(module.get_parameter(layer).shape))
-    names = {
-        "out": ("out_channels", "out_features", "num_features", "num_channels", "embedding_dim"),
-        "in": ("in_channels", "in_features", "num_features", "num_channels", "input_size"),
-    }[side]
+    names = {"out": "out_channels out_features embedding_dim embed_dim",
+             "in": "in_channels in_features input_size"}[side]  # fmt: skip
     found = module.get_submodule(layer)
     if isinstance(found, nn.RNNBase) and side == "out":
         return recurrent.out_channels(found)
-    for name in (*names, "num_parameters"):
+    for name in (*names.split(), "num_features", "num_channels", "num_parameters"):
         if hasattr(found, name):
             return int(getattr(found, name))
     return int(found.normalized_shape[-1])
@@ -192,24 +216,21 @@ def _tensor_terms(module: nn.Module, sides: Sides, measure: Measure) -> list[Ter
     if measure == "bytes":
         named = module.state_dict(keep_vars=True)
     once = {id(t): (name, t) for name, t in reversed(list(named.items()))}
+    factors = _tensor_factors(module, sides)
     return [
-        (
-            float(t.numel() * (t.element_size() if measure == "bytes" else 1)),
-            _tensor_factors(module, sides, name, t),
-        )
+        (float(t.numel() * (t.element_size() if measure == "bytes" else 1)), factors.get(name, ()))
         for name, t in once.values()
     ]
 
 
-def _tensor_factors(module: nn.Module, sides: Sides, name: str, t: Tensor) -> tuple[Factor, ...]:
-    layer, _, leaf = name.rpartition(".")
-    bare = _factors(sides, name, ("tensor",))
-    if bare or t.dim() == 0:
-        return bare
-    inner = leaf.startswith("weight_hh") or (leaf.startswith("weight_ih") and "_l0" not in leaf)
-    if inner:  # a recurrent layer's own units on both sides
-        return _factors(sides, layer, ("out", "out"))
-    if t.dim() > 1:
-        return _factors(sides, layer, ("out", "in"))
-    norm = any(hasattr(module.get_submodule(layer), n) for n in ("num_features", "num_channels"))
-    return _factors(sides, layer, ("out",)) or (_factors(sides, layer, ("in",)) if norm else ())
+def _tensor_factors(module: nn.Module, sides: Sides) -> dict[str, tuple[Factor, ...]]:
+    """Full tensor name → the factors of its axes."""
+    found: dict[str, tuple[Factor, ...]] = {}
+    for (layer, side), factor in sides.items():
+        names = [layer]
+        if side != "tensor":
+            dot = f"{layer}." if layer else ""
+            names = [dot + name for name, _, _ in cuts(module.get_submodule(layer), side, (0,))]
+        for name in names:
+            found[name] = (*found.get(name, ()), factor)
+    return found

@@ -7,7 +7,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compressor.pruning.graph import ChannelGroup, find_groups, removable
+from compressor.pruning import heads, trial
+from compressor.pruning.graph import ChannelGroup, find_groups
 from runtimes.errors import Refusal, Unsupported, UsageError
 
 if TYPE_CHECKING:
@@ -24,13 +25,15 @@ def select(
     """
     try:
         found = find_groups(module, example)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError) as error:
+    except trial.FAILURES as error:
         raise Unsupported(
             "the module cannot be traced",
             [Refusal(type(module).__name__, f"{type(error).__name__}: {error}")],
             where="prune_channels",
         ) from error
     free, reasons = _without_kept(module, found, keep)
+    free, frozen = _without_frozen(module, free)
+    reasons += frozen
     usable, refused = removable(module, example, free)
     if not usable:
         raise Unsupported("nothing can be pruned", reasons + refused, where="prune_channels")
@@ -44,6 +47,56 @@ def _without_kept(
     held = [(g, sorted(kept & set(g.producers))) for g in groups]
     reasons = [Refusal(g.name, f"kept: {', '.join(k)}") for g, k in held if k]
     return [g for g, k in held if not k], reasons
+
+
+def _without_frozen(
+    module: nn.Module, groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """Frozen layers stay as they are, unless all are: then it says nothing about any of them."""
+    parameters = list(module.parameters())
+    if not any(p.requires_grad for p in parameters):
+        return list(groups), []
+    frozen = {n.rpartition(".")[0] for n, p in module.named_parameters() if not p.requires_grad}
+    frozen |= {n for n, p in module.named_parameters() if not p.requires_grad}  # bare ones
+    held = [(g, sorted({m.layer for m in g.members} & frozen)) for g in groups]
+    why, fix = "it would change frozen weights (requires_grad is False)", "unfreeze them"
+    reasons = [Refusal(g.name, f"{why}: {', '.join(names)}", fix) for g, names in held if names]
+    return [g for g, names in held if not names], reasons
+
+
+def removable(
+    module: nn.Module, example: Sequence[Tensor], groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], list[Refusal]]:
+    """The groups that can really lose channels, and the reasons why the others cannot.
+
+    What fails its trial as it is may still go in blocks, as attention heads do: see `heads`.
+    Output layers, and sizes that no attribute holds, are left alone.
+    """
+    kept: list[ChannelGroup] = []
+    failed: dict[str, tuple[str, str]] = {}
+
+    def sift(part: Sequence[ChannelGroup]) -> None:
+        why = trial.failure(module, example, part) if part else None
+        if why is None:
+            kept.extend(part)
+        elif len(part) == 1:
+            failed[part[0].name] = why
+        else:
+            sift(part[: len(part) // 2])
+            sift(part[len(part) // 2 :])
+
+    sift([g for g in groups if g.units > 1])
+    inside = [g for g in groups if g.name in failed and failed[g.name][0] != trial.OUTPUTS]
+    found = heads.resolve(
+        module, inside, lambda some: trial.failure(module, example, some, units=1)
+    )
+    blocks = [g for g in found.groups if g.units > 1]
+    if blocks and (why := trial.failure(module, example, [*kept, *blocks])):
+        failed |= {g.name: why for g in blocks}
+    else:
+        kept += blocks
+        failed = {n: w for n, w in failed.items() if n not in found.names}
+    return kept, [Refusal(name, *why) for name, why in failed.items()]
 
 
 def kept_layers(module: nn.Module, keep: Sequence[str]) -> set[str]:
