@@ -114,17 +114,47 @@ def by_width(state: Allocation, i: int, rung: int, saved: float) -> float:  # no
 def allocate(
     ladders: Sequence[Ladder], cost: CostModel, budget: float, priority: Priority
 ) -> Allocation | None:
-    """Rungs that bring `cost` within `TOLERANCE` of `budget`; None where steps are too coarse."""
-    state = Allocation(ladders, cost)
+    """Rungs that bring `cost` within `TOLERANCE` of `budget`; None where steps are too coarse.
+
+    Where the plain descent does not end there, as attention heads are large steps, one does that
+    takes no step below the budget as long as there are others, and gives back what was too much.
+    """
+    found = _descent(ladders, cost, budget, priority, careful=False)
+    return found or _descent(ladders, cost, budget, priority, careful=True)
+
+
+def _descent(
+    ladders: Sequence[Ladder], cost: CostModel, budget: float, priority: Priority, careful: bool
+) -> Allocation | None:
+    state, least = Allocation(ladders, cost), budget * (1 - _AIM)
     while (price := state.price()) > budget * (1 + _AIM):
         moves = _moves(state, price, priority)
+        if careful:
+            moves = [m for m in moves if state.price({m[1]: m[2]}) >= least] or moves
         if not moves:
             return None
         _, i, rung = min(moves)
         state.rungs[i] = rung
-    if state.price() >= budget * (1 - _AIM):
+    if careful:
+        _give_back(state, budget)
+    if state.price() >= least:
         return state
     return _nudge(state, budget)
+
+
+def _give_back(state: Allocation, budget: float) -> None:
+    """Return the chunks with most saliency for their cost, as long as the budget is met."""
+    while True:
+        price, found = state.price(), []
+        for i, rung in enumerate(state.rungs):
+            more = state.price({i: rung - 1}) - price if rung else 0.0
+            if more > 0 and price + more <= budget * (1 + _AIM):
+                losses = state.ladders[i].losses
+                found.append(((losses[rung] - losses[rung - 1]) / more, i))
+        if not found:
+            return
+        _, i = max(found)
+        state.rungs[i] -= 1
 
 
 def in_steps(

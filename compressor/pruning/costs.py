@@ -8,6 +8,7 @@ persistent buffers, tied ones once, in their own dtypes.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import recurrent
-from compressor.pruning.graph import ChannelGroup
-from compressor.pruning.removal import cuts
+from compressor.pruning.graph import ChannelGroup, spread
+from compressor.pruning.removal import cuts, remove
 from compressor.sources.torch_io import call, plain_attention
 
 if TYPE_CHECKING:
@@ -144,11 +145,10 @@ def cost_model(
     """How `measure` depends on the number of channels removed from each of `groups`."""
     sides = _sides(module, groups)
     if measure == "macs":
-        terms = [
-            term
-            for name, macs in _counted(module, example).items()
-            for term in _layer_terms(module, sides, name, macs)
-        ]
+        counted = _counted(module, example)
+        terms = _product_terms(module, example, groups, counted)
+        for name, macs in counted.items():
+            terms += _layer_terms(module, sides, name, macs.whole - macs.products)
     else:
         terms = _tensor_terms(module, sides, measure)
     return CostModel(tuple(terms))
@@ -157,25 +157,40 @@ def cost_model(
 Sides = dict[tuple[str, str], Factor]
 
 
-def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: Macs) -> list[Term]:
-    """Products of layers with weights, and what a module multiplies by itself: its heads.
-
-    Of a recurrent layer one term a matrix.
-    """
+def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: int) -> list[Term]:
+    """Of a recurrent layer one term a matrix; all others are one term."""
     from torch import nn
 
     layer = module.get_submodule(name)
-    own: Term = (float(macs.products), _factors(sides, name, ("inner",)))
-    weighted = macs.whole - macs.products
-    if isinstance(layer, nn.RNNBase):
-        tensors = _tensor_factors(module, sides)
-        weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
-        whole = sum(p.numel() for p in weights.values())
-        return [own, *[
-            (weighted * p.numel() / whole, tensors.get(f"{name}.{k}", ()))
-            for k, p in weights.items()
-        ]]  # fmt: skip
-    return [own, (float(weighted), _factors(sides, name, ("out", "in", "inner")))]
+    if not isinstance(layer, nn.RNNBase):
+        return [(float(macs), _factors(sides, name, ("out", "in", "inner")))]
+    tensors = _tensor_factors(module, sides)
+    weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
+    whole = sum(p.numel() for p in weights.values())
+    return [(macs * p.numel() / whole, tensors.get(f"{name}.{k}", ())) for k, p in weights.items()]
+
+
+def _product_terms(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    groups: Sequence[ChannelGroup],
+    counted: Mapping[str, Macs],
+) -> list[Term]:
+    """Products without weights (attention, an adjacency): nothing says which axes are channels.
+
+    So each group in turn loses half, and what the products then cost is counted.
+    """
+    before = {name: macs.products for name, macs in counted.items() if macs.products}
+    saved: dict[str, list[tuple[str, float]]] = {name: [] for name in before}
+    for group in groups if before else ():
+        smaller, gone = copy.deepcopy(module), spread(group, range(group.units // 2))
+        remove(smaller, [group], {group.name: gone})
+        after = _counted(smaller, example)
+        for name, products in before.items():
+            less = products - after[name].products if name in after else products
+            if less and gone:
+                saved[name].append((group.name, less / products / len(gone)))
+    return [(float(before[name]), (Factor(1, tuple(each)),)) for name, each in saved.items()]
 
 
 def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:

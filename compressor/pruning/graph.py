@@ -141,8 +141,11 @@ def _as_data(graph: Any, group: Any, names: Mapping[Any, str]) -> ChannelGroup:
             continue
         axis = getattr(item.dep.target, "pruning_dim", None) or 0
         own, root = tuple(item.idxs), tuple(item.root_idxs)
+        size = _block(width, own, root)
+        if size > 1:  # some of the root's channels may not have been named
+            own, root = tuple(r // size for r in range(width)), tuple(range(width))
+        block = max(block, size)
         members.append(Member(names[layer], side, own, root, axis))
-        block = max(block, _block(width, own, root))
         if isinstance(layer, nn.MultiheadAttention):
             members.append(Member(f"{names[layer]}.out_proj", side, own, root))
     name = names[group[0].dep.target.module]
@@ -151,11 +154,10 @@ def _as_data(graph: Any, group: Any, names: Mapping[Any, str]) -> ChannelGroup:
 
 def _block(width: int, own: Sequence[int], root: Sequence[int]) -> int:
     """How many of the root's channels next to each other are one channel of this layer."""
-    channel, count = dict(zip(root, own, strict=True)), len(set(own))
-    if len(channel) != width or width % count:
-        return 1
+    count = len(set(own))
     block = width // count
-    return block if all(channel[r] == channel[r // block * block] for r in channel) else 1
+    whole = block * count == width and max(own) == count - 1
+    return block if whole and all(o == r // block for o, r in zip(own, root, strict=True)) else 1
 
 
 def _side(graph: Any, layer: Any, handler: Any) -> Literal["out", "in", "tensor"]:

@@ -27,10 +27,17 @@ _CHANGED = 3  # attributes at once
 
 @dataclass(frozen=True)
 class Found:
-    """Groups that can be pruned, and the names of the given ones that are in them."""
+    """What was found.
+
+    Attributes:
+        groups: those that can be pruned.
+        names: the given ones that are in them.
+        tried: given ones whose layers look like attention, found or not.
+    """
 
     groups: list[ChannelGroup]
     names: frozenset[str]
+    tried: frozenset[str]
 
 
 def resolve(module: nn.Module, failed: Sequence[ChannelGroup], check: Check) -> Found:
@@ -41,6 +48,7 @@ def resolve(module: nn.Module, failed: Sequence[ChannelGroup], check: Check) -> 
     """
     made: list[ChannelGroup] = []
     kinds: dict[Any, list[list[ChannelGroup]]] = {}
+    tried = {g.name for g in failed if _like_attention(_projections(module, g))}
     for group in failed:
         found = [v for v in _variants(module, group) if v != group]
         kinds.setdefault(_kind(module, group, len(found)), []).append(found)
@@ -54,7 +62,7 @@ def resolve(module: nn.Module, failed: Sequence[ChannelGroup], check: Check) -> 
             tie = _tied(module, stream, [g for g in rest if g is not stream], check)
             made += [tie] if tie else []
             done |= {part.name for part in tie.parts} if tie else set()
-    return Found(made, frozenset(done))
+    return Found(made, frozenset(done), frozenset(tried))
 
 
 def _kind(module: nn.Module, group: ChannelGroup, count: int) -> Any:
@@ -215,6 +223,11 @@ def _projections(module: nn.Module, group: ChannelGroup) -> tuple[list[Member], 
     if any(len(m.own) % inner or len(m.own) > 3 * inner for m in every.values()):
         return None
     return list(every.values()), read[0], inner
+
+
+def _like_attention(found: tuple[list[Member], Member, int] | None) -> bool:
+    """Queries, keys and values for each channel that is read."""
+    return found is not None and sum(len(m.own) for m in found[0]) == 3 * found[2]
 
 
 def _same(length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

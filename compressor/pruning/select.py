@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_NO_HEADS = "; whole heads cannot go either: no attribute around it holds their number alone"
+
+
 def select(
     module: nn.Module, example: Sequence[Tensor], keep: Sequence[str]
 ) -> tuple[list[ChannelGroup], list[Refusal]]:
@@ -96,7 +99,8 @@ def removable(
     else:
         kept += blocks
         failed = {n: w for n, w in failed.items() if n not in found.names}
-    return kept, [Refusal(name, *why) for name, why in failed.items()]
+    heads_too = dict.fromkeys(found.tried, _NO_HEADS)
+    return kept, [Refusal(n, why + heads_too.get(n, ""), fix) for n, (why, fix) in failed.items()]
 
 
 def kept_layers(module: nn.Module, keep: Sequence[str]) -> set[str]:
