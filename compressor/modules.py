@@ -2,8 +2,8 @@
 
 A `module` artifact holds `weights.safetensors` and `module.json`. The user's own factory builds
 the untouched module; `load_module` then puts pairs where layers had been factorized, gives the
-tensors the stored shapes and repairs the layer attributes that describe them (`out_channels`,
-`num_features`, …). So a pruned module is rebuilt without the pruner and without pickle, and it
+tensors the stored shapes and sets again what describes them (`out_channels`, or a module's own
+`heads`: see `sizes`). So a pruned module is rebuilt without the pruner and without pickle, and it
 trains, exports and prunes again.
 """
 

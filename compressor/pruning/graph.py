@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from compressor.pruning import recurrent
+from compressor.pruning import products, recurrent
 from compressor.sources.torch_io import call
 
 if TYPE_CHECKING:
@@ -75,15 +75,18 @@ class ChannelGroup:
         return tuple(m.layer for m in self.members if m.side == "out")
 
 
-def find_groups(module: nn.Module, example: Sequence[Tensor]) -> list[ChannelGroup]:
+def find_groups(
+    module: nn.Module, example: Sequence[Tensor], cut: bool = False
+) -> list[ChannelGroup]:
     """Every group of coupled channels, in the order of execution.
 
+    With `cut`, products of activations that sum over channels let none through: see `products`.
     Raises whatever tracing raises; `select` turns that into a reason.
     """
     import torch
     from torch import nn
 
-    graph = _trace(module, example)
+    graph = _trace(module, example, cut)
     names = {layer: name for name, layer in module.named_modules()}
     names.update({p: name for name, p in module.named_parameters()})
     roots = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase)
@@ -95,13 +98,19 @@ def find_groups(module: nn.Module, example: Sequence[Tensor]) -> list[ChannelGro
     return sorted(found, key=lambda group: order[group.name])
 
 
-def _trace(module: nn.Module, example: Sequence[Tensor]) -> Any:
+def _trace(module: nn.Module, example: Sequence[Tensor], cut: bool) -> Any:
     import torch
     import torch_pruning
 
     module.eval()
     parameters = list(module.parameters())
     frozen = [p for p in parameters if not p.requires_grad]
+
+    def outputs(module: nn.Module, batch: Sequence[Tensor]) -> list[Tensor]:
+        with products.cut() if cut else nullcontext(list[Any]()) as told:
+            made = call(module, batch)
+        return [o for o in (*made, *told) if o.grad_fn is not None]
+
     with _quiet(), torch.enable_grad(), recurrent.opaque(module):
         for p in frozen:  # the graph is read off autograd
             p.requires_grad_(True)
@@ -109,7 +118,7 @@ def _trace(module: nn.Module, example: Sequence[Tensor]) -> Any:
             return torch_pruning.DependencyGraph().build_dependency(
                 module,
                 list(example),
-                forward_fn=lambda m, x: [o for o in call(m, x) if o.grad_fn is not None],
+                forward_fn=outputs,
                 customized_pruners=recurrent.pruners(),
                 verbose=False,
             )

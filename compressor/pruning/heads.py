@@ -31,12 +31,10 @@ class Found:
 
     Attributes:
         groups: those that can be pruned.
-        names: the given ones that are in them.
         tried: given ones whose layers look like attention, found or not.
     """
 
     groups: list[ChannelGroup]
-    names: frozenset[str]
     tried: frozenset[str]
 
 
@@ -62,7 +60,7 @@ def resolve(module: nn.Module, failed: Sequence[ChannelGroup], check: Check) -> 
             tie = _tied(module, stream, [g for g in rest if g is not stream], check)
             made += [tie] if tie else []
             done |= {part.name for part in tie.parts} if tie else set()
-    return Found(made, frozenset(done), frozenset(tried))
+    return Found(made, frozenset(tried))
 
 
 def _kind(module: nn.Module, group: ChannelGroup, count: int) -> Any:

@@ -72,9 +72,36 @@ def removable(
 ) -> tuple[list[ChannelGroup], list[Refusal]]:
     """The groups that can really lose channels, and the reasons why the others cannot.
 
-    What fails its trial as it is may still go in blocks, as attention heads do: see `heads`.
-    Output layers, and sizes that no attribute holds, are left alone.
+    What fails its trial as it is may still go in blocks, as attention heads do (`heads`), or apart
+    from what it only meets in a product (`products`). Output layers, and sizes that no attribute
+    holds, are left alone.
     """
+    kept, failed = _sifted(module, example, groups)
+
+    def inside() -> list[ChannelGroup]:
+        return [g for g in groups if failed.get(g.name, (trial.OUTPUTS,))[0] != trial.OUTPUTS]
+
+    def accept(more: Sequence[ChannelGroup]) -> None:
+        if more and trial.failure(module, example, [*kept, *more]) is None:
+            kept.extend(more)
+            done = {layer for g in more for layer in g.producers}
+            for group in inside():
+                if done.issuperset(group.producers):
+                    del failed[group.name]
+
+    found = heads.resolve(
+        module, inside(), lambda some: trial.failure(module, example, some, units=1)
+    )
+    accept([g for g in found.groups if g.units > 1])
+    accept(_apart(module, example, inside()))
+    heads_too = dict.fromkeys(found.tried, _NO_HEADS)
+    return kept, [Refusal(n, why + heads_too.get(n, ""), fix) for n, (why, fix) in failed.items()]
+
+
+def _sifted(
+    module: nn.Module, example: Sequence[Tensor], groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], dict[str, tuple[str, str]]]:
+    """Groups that pass their trial, and name → (reason, fix) of those that do not."""
     kept: list[ChannelGroup] = []
     failed: dict[str, tuple[str, str]] = {}
 
@@ -89,18 +116,21 @@ def removable(
             sift(part[len(part) // 2 :])
 
     sift([g for g in groups if g.units > 1])
-    inside = [g for g in groups if g.name in failed and failed[g.name][0] != trial.OUTPUTS]
-    found = heads.resolve(
-        module, inside, lambda some: trial.failure(module, example, some, units=1)
-    )
-    blocks = [g for g in found.groups if g.units > 1]
-    if blocks and (why := trial.failure(module, example, [*kept, *blocks])):
-        failed |= {g.name: why for g in blocks}
-    else:
-        kept += blocks
-        failed = {n: w for n, w in failed.items() if n not in found.names}
-    heads_too = dict.fromkeys(found.tried, _NO_HEADS)
-    return kept, [Refusal(n, why + heads_too.get(n, ""), fix) for n, (why, fix) in failed.items()]
+    return kept, failed
+
+
+def _apart(
+    module: nn.Module, example: Sequence[Tensor], failed: Sequence[ChannelGroup]
+) -> list[ChannelGroup]:
+    """What of the failed groups can go once products of activations are cut."""
+    producers = {layer for g in failed for layer in g.producers}
+    if not producers:
+        return []
+    try:
+        read = find_groups(module, example, cut=True)
+    except trial.FAILURES:
+        return []
+    return _sifted(module, example, [g for g in read if producers.issuperset(g.producers)])[0]
 
 
 def kept_layers(module: nn.Module, keep: Sequence[str]) -> set[str]:
