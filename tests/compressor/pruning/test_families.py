@@ -81,7 +81,7 @@ def test_a_family_is_pruned_loaded_exported_trained_and_pruned_again(name, tmp_p
     for got, own in zip(session.run(None, feeds), after, strict=True):
         np.testing.assert_allclose(got, own.numpy(), rtol=1e-3, atol=1e-3)
 
-    twice = prune(made, about, 0.7, tmp_path, "second")
+    twice = prune(made, about, 0.9, tmp_path, "second")
     assert twice.facts["macs"] < made.facts["macs"]
     assert all(o.isfinite().all() for o in call(load_module(twice), example))
 
