@@ -2,8 +2,8 @@
 
 A `module` artifact holds `weights.safetensors` and `module.json`. The user's own factory builds
 the untouched module; `load_module` then puts pairs where layers had been factorized, gives the
-tensors the stored shapes and repairs the layer attributes that describe them (`out_channels`,
-`num_features`, …). So a pruned module is rebuilt without the pruner and without pickle, and it
+tensors the stored shapes and sets again what describes them (`out_channels`, or a module's own
+`heads`: see `sizes`). So a pruned module is rebuilt without the pruner and without pickle, and it
 trains, exports and prunes again.
 """
 
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor import sizes
 from compressor.factorization import pairs
 from runtimes.errors import BadArtifact, UsageError
 from runtimes.types import Artifact, TensorSpec, canonical
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 STRUCTURE = "module.json"
-# Integers (or tuples of integers) by which layers describe the shapes of their own tensors.
-SIZES = frozenset(
-    """in_channels out_channels groups in_features out_features num_features num_channels num_groups
-    normalized_shape num_embeddings embedding_dim num_parameters input_size hidden_size proj_size
-    embed_dim kdim vdim num_heads head_dim in1_features in2_features""".split()  # noqa: SIM905
-)
 
 # --------------------------------------------------------------------- references into user code
 
@@ -161,26 +156,6 @@ def fingerprint(module: nn.Module) -> str:
     return hashlib.sha256(canonical(skeleton(module))).hexdigest()
 
 
-def layer_sizes(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Module name → its `SIZES` attributes, for every module that has any."""
-    found = {}
-    for name, layer in module.named_modules():
-        sizes = {k: _plain(v) for k, v in vars(layer).items() if k in SIZES and _is_size(v)}
-        if sizes:
-            found[name] = sizes
-    return found
-
-
-def _is_size(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return bool(value) and all(_is_size(v) and not isinstance(v, (tuple, list)) for v in value)
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _plain(value: Any) -> Any:
-    return [int(v) for v in value] if isinstance(value, (tuple, list)) else int(value)
-
-
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict, refusing what is not a tensor."""
     import torch
@@ -239,7 +214,7 @@ def write_module(
         "factory": factory,
         "fingerprint": fingerprint(module),
         "aliases": aliases,
-        "sizes": layer_sizes(module),
+        "sizes": sizes.layer_sizes(module),
         "removed": dict((facts or {}).get("removed", {})),
     }
     factorized = pairs.ranks(module)
@@ -257,7 +232,7 @@ def read_structure(root: Path) -> dict[str, Any]:
     path = root / STRUCTURE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        wrong = data["schema"] != SCHEMA or not _sizes_valid(data["sizes"])
+        wrong = data["schema"] != SCHEMA or not sizes.valid(data["sizes"])
         for key, kind in (("fingerprint", str), ("aliases", dict), ("removed", dict)):
             wrong = wrong or not isinstance(data[key], kind)
         wrong = wrong or not pairs.valid(data.get("factorized", {}))
@@ -268,11 +243,6 @@ def read_structure(root: Path) -> dict[str, Any]:
     if wrong:
         raise BadArtifact(f"{STRUCTURE} does not hold what it must", where=str(root))
     return data  # type: ignore[no-any-return]
-
-
-def _sizes_valid(sizes: Mapping[str, Mapping[str, Any]]) -> bool:
-    entries = [(key, value) for layer in sizes.values() for key, value in layer.items()]
-    return all(key in SIZES and _is_size(value) for key, value in entries)
 
 
 def load_module(
@@ -298,7 +268,12 @@ def load_module(
             got=_first_difference(module, root, structure),
             fix="use the code the artifact was made from, or make it again",
         )
-    _resize(module, structure["sizes"], root)
+    try:
+        sizes.restore(module, structure["sizes"])
+    except LookupError as error:
+        raise BadArtifact(
+            f"the built module has no size {error.args[0]}", where=str(root)
+        ) from error
     _assign(module, _read_weights(root), structure["aliases"], root)
     return module.eval()
 
@@ -334,16 +309,6 @@ def _read_weights(root: Path) -> dict[str, Tensor]:
         return load_file(root / WEIGHTS)  # type: ignore[no-any-return]
     except (OSError, SafetensorError) as error:
         raise BadArtifact(f"unreadable {WEIGHTS}: {error}", where=str(root)) from error
-
-
-def _resize(module: nn.Module, sizes: Mapping[str, Mapping[str, Any]], root: Path) -> None:
-    layers = dict(module.named_modules())
-    for name, attributes in sizes.items():
-        for key, value in attributes.items():
-            if name not in layers or key not in vars(layers[name]):
-                raise BadArtifact(f"the built module has no {name}.{key}", where=str(root))
-            if _plain(getattr(layers[name], key)) != value:
-                setattr(layers[name], key, tuple(value) if isinstance(value, list) else value)
 
 
 def _assign(

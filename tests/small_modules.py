@@ -86,6 +86,39 @@ class Encoder(nn.Module):
         return self.head(self.layer(self.embed(tokens)).mean(1))
 
 
+class FreeHeads(nn.Module):
+    """Attention whose inner width is its own, as in Hugging Face's models; tied to nothing."""
+
+    def __init__(self, fused: str = "") -> None:
+        super().__init__()
+        self.heads, self.size, self.inner, self.fused = 4, 8, 32, fused
+        parts = ("qkv",) if fused else ("q", "k", "v")
+        for name in parts:
+            setattr(self, name, nn.Linear(24, 96 if fused else 32))
+        self.out, self.head = nn.Linear(32, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, _ = x.shape
+        if self.fused == "split":
+            q, k, v = self.qkv(x).split(self.inner, 2)
+        elif self.fused == "heads":
+            made = self.qkv(x).view(batch, steps, self.heads, 3 * self.size)
+            q, k, v = (part.flatten(2) for part in made.chunk(3, -1))
+        else:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = (f.view(batch, steps, self.heads, self.size).transpose(1, 2) for f in (q, k, v))
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.head(x + self.out(mixed.reshape(batch, steps, self.inner))).mean(1)
+
+
+def split_heads() -> nn.Module:
+    return FreeHeads("split")
+
+
+def mixed_heads() -> nn.Module:
+    return FreeHeads("heads")
+
+
 class Sequence(nn.Module):
     """Linear layers around a recurrent one."""
 
@@ -136,6 +169,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int | str, ...], str]] = {
     "separable": (Separable, RGB, "float32"),
     "grouped": (Grouped, RGB, "float32"),
     "encoder": (Encoder, ("n", 7), "int64"),
+    "heads": (FreeHeads, ("n", 7, 24), "float32"),
+    "split_heads": (split_heads, ("n", 7, 24), "float32"),
+    "mixed_heads": (mixed_heads, ("n", 7, 24), "float32"),
     "lstm": (lstm, ("n", 9, 6), "float32"),
     "gru": (gru, ("n", 9, 6), "float32"),
     "stacked": (Stacked, ("n", 9, 6), "float32"),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.factorization import pairs
 from compressor.pruning import costs
-from compressor.pruning.graph import close
 from compressor.pruning.select import kept_layers
+from compressor.pruning.trial import close
 from compressor.sources.torch_io import call
 from runtimes.errors import Refusal, Unsupported
 

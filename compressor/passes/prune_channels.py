@@ -1,10 +1,11 @@
 """Remove whole channels, so that the model is physically smaller, and say what is left.
 
-Which channels go together is read off a torch module (torch-pruning's dependency graph) or off an
-ONNX graph itself; which go is a matter of saliency, how many from where of the allocation, how many
-in all of `keep`: counted, or (of a module) as time measured on the target. A module's batch-norm
-statistics are re-estimated on data afterwards; `recover` then trains what is left. An ONNX graph is
-repaired without training: least squares on unlabelled data, layer by layer.
+Which channels go together is read off a torch module (torch-pruning's dependency graph, proved by
+running; attention heads and the embedding's width too) or off an ONNX graph itself; which go is a
+matter of saliency, how many from where of the allocation, how many in all of `keep`: counted, or
+(of a module) as time measured on the target. A module's batch-norm statistics are re-estimated on
+data afterwards; `recover` then trains what is left. An ONNX graph is repaired without training:
+least squares on unlabelled data, layer by layer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from compressor.pruning.plan import Kind, Scope
 from exporters.base import Context, Env, Refusal, where_installed
 from runtimes.types import Artifact
 
-REV = 2
+REV = 3
 ACCEPTS = frozenset({"module", "onnx"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()

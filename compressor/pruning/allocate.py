@@ -25,7 +25,7 @@ _AIM = 0.9 * TOLERANCE  # the model may differ a little from what is counted aft
 class Ladder:
     """One group's possible widths, widest first, and what each costs in saliency.
 
-    `order` are the channel offsets, least salient first; `counts[i]` of them are removed at rung
+    `order` are the group's units, least salient first; `counts[i]` of them are removed at rung
     i, for a summed saliency of `losses[i]`.
     """
 
@@ -36,7 +36,7 @@ class Ladder:
 
     def removed(self, rung: int) -> int:
         """Channels removed at `rung`, over all repeats."""
-        return self.counts[rung] * self.group.repeats
+        return self.counts[rung] * self.group.repeats * self.group.block
 
     def indices(self, rung: int) -> list[int]:
         """The root layer's channels removed at `rung`."""
@@ -46,15 +46,22 @@ class Ladder:
 def ladder(group: ChannelGroup, saliency: np.ndarray, multiple: int, floor: float) -> Ladder:
     """Widths of `group` that are multiples of `multiple` and at least `floor` of the width.
 
-    `saliency` holds one value a channel; over repeats, channels of one offset are summed.
+    `saliency` holds one value a channel; those that go together are summed.
     """
-    size = group.width // group.repeats
-    scores = np.asarray(saliency, np.float64).reshape(group.repeats, size).sum(0)
+    size = group.units
+    scores = unit_scores(group, saliency)
     order = np.argsort(scores, kind="stable")
-    step = max(1, multiple // int(np.gcd(multiple, group.repeats)))
+    step = max(1, multiple // int(np.gcd(multiple, group.repeats * group.block)))
     total = np.concatenate([[0.0], np.cumsum(scores[order])])
     counts = removals(size, step, floor)
     return Ladder(group, tuple(order.tolist()), counts, tuple(float(total[c]) for c in counts))
+
+
+def unit_scores(group: ChannelGroup, saliency: np.ndarray) -> np.ndarray:
+    """Saliency of each of the group's units, summed over its blocks and repeats."""
+    values = np.asarray(saliency, np.float64)
+    summed: np.ndarray = values.reshape(group.repeats, group.units, group.block).sum((0, 2))
+    return summed
 
 
 def removals(size: int, step: int, floor: float) -> tuple[int, ...]:
@@ -107,17 +114,47 @@ def by_width(state: Allocation, i: int, rung: int, saved: float) -> float:  # no
 def allocate(
     ladders: Sequence[Ladder], cost: CostModel, budget: float, priority: Priority
 ) -> Allocation | None:
-    """Rungs that bring `cost` within `TOLERANCE` of `budget`; None where steps are too coarse."""
-    state = Allocation(ladders, cost)
+    """Rungs that bring `cost` within `TOLERANCE` of `budget`; None where steps are too coarse.
+
+    Where the plain descent does not end there, as attention heads are large steps, one does that
+    takes no step below the budget as long as there are others, and gives back what was too much.
+    """
+    found = _descent(ladders, cost, budget, priority, careful=False)
+    return found or _descent(ladders, cost, budget, priority, careful=True)
+
+
+def _descent(
+    ladders: Sequence[Ladder], cost: CostModel, budget: float, priority: Priority, careful: bool
+) -> Allocation | None:
+    state, least = Allocation(ladders, cost), budget * (1 - _AIM)
     while (price := state.price()) > budget * (1 + _AIM):
         moves = _moves(state, price, priority)
+        if careful:
+            moves = [m for m in moves if state.price({m[1]: m[2]}) >= least] or moves
         if not moves:
             return None
         _, i, rung = min(moves)
         state.rungs[i] = rung
-    if state.price() >= budget * (1 - _AIM):
+    if careful:
+        _give_back(state, budget)
+    if state.price() >= least:
         return state
     return _nudge(state, budget)
+
+
+def _give_back(state: Allocation, budget: float) -> None:
+    """Return the chunks with most saliency for their cost, as long as the budget is met."""
+    while True:
+        price, found = state.price(), []
+        for i, rung in enumerate(state.rungs):
+            more = state.price({i: rung - 1}) - price if rung else 0.0
+            if more > 0 and price + more <= budget * (1 + _AIM):
+                losses = state.ladders[i].losses
+                found.append(((losses[rung] - losses[rung - 1]) / more, i))
+        if not found:
+            return
+        _, i = max(found)
+        state.rungs[i] -= 1
 
 
 def in_steps(

@@ -8,6 +8,7 @@ persistent buffers, tied ones once, in their own dtypes.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import recurrent
-from compressor.pruning.graph import ChannelGroup
-from compressor.sources.torch_io import call
+from compressor.pruning.graph import ChannelGroup, spread
+from compressor.pruning.removal import cuts, remove
+from compressor.sources.torch_io import call, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,8 +71,20 @@ def count(module: nn.Module, example: Sequence[Tensor], measure: Measure) -> int
     return int(sum(t.numel() * t.element_size() for t in stored.values()))
 
 
+@dataclass(frozen=True)
+class Macs:
+    """Of one module by itself: all, and those of products without weights (attention)."""
+
+    whole: int
+    products: int
+
+
 def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     """Module name → MACs of one sample in that module itself; "" holds what no layer owns."""
+    return {name: macs.whole for name, macs in _counted(module, example).items()}
+
+
+def _counted(module: nn.Module, example: Sequence[Tensor]) -> dict[str, Macs]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -79,12 +93,22 @@ def layer_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     with torch.no_grad(), _unfused(), counter:
         call(module.eval(), example)
     root = type(module).__name__
-    totals = {_name(k, root): sum(ops.values()) for k, ops in counter.get_flop_counts().items()}
-    own = {
-        name: value - sum(totals[child] for child in _counted_below(module, name, totals))
-        for name, value in totals.items()
+    flops = {_name(key, root): ops for key, ops in counter.get_flop_counts().items()}
+    sums = [
+        {name: sum(v for op, v in ops.items() if any(w in str(op) for w in words))
+         for name, ops in flops.items()}
+        for words in (("",), ("bmm", "attention"))
+    ]  # fmt: skip
+    own = [
+        {name: value - sum(totals[child] for child in _counted_below(module, name, totals))
+         for name, value in totals.items()}
+        for totals in sums
+    ]  # fmt: skip
+    return {
+        name: Macs(value // (2 * samples), own[1][name] // (2 * samples))
+        for name, value in own[0].items()
+        if value > 0
     }
-    return {name: value // (2 * samples) for name, value in own.items() if value > 0}
 
 
 @contextmanager
@@ -92,15 +116,10 @@ def _unfused() -> Iterator[None]:
     """The counter does not know the fused recurrent and encoder kernels."""
     import torch
 
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the flags themselves warn
-            with torch.backends.mkldnn.flags(enabled=False):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with warnings.catch_warnings(), plain_attention():
+        warnings.simplefilter("ignore")  # the flags themselves warn
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _name(key: str, root: str) -> str:
@@ -126,11 +145,10 @@ def cost_model(
     """How `measure` depends on the number of channels removed from each of `groups`."""
     sides = _sides(module, groups)
     if measure == "macs":
-        terms = [
-            term
-            for name, macs in layer_macs(module, example).items()
-            for term in _layer_terms(module, sides, name, macs)
-        ]
+        counted = _counted(module, example)
+        terms = _product_terms(module, example, groups, counted)
+        for name, macs in counted.items():
+            terms += _layer_terms(module, sides, name, macs.whole - macs.products)
     else:
         terms = _tensor_terms(module, sides, measure)
     return CostModel(tuple(terms))
@@ -143,41 +161,62 @@ def _layer_terms(module: nn.Module, sides: Sides, name: str, macs: int) -> list[
     """Of a recurrent layer one term a matrix; all others are one term."""
     from torch import nn
 
-    factors = _factors(sides, name, ("out", "in"))
     layer = module.get_submodule(name)
-    if not factors or not isinstance(layer, nn.RNNBase):
-        return [(float(macs), factors)]
+    if not isinstance(layer, nn.RNNBase):
+        return [(float(macs), _factors(sides, name, ("out", "in", "inner")))]
+    tensors = _tensor_factors(module, sides)
     weights = {k: p for k, p in layer.named_parameters() if p.dim() == 2}
     whole = sum(p.numel() for p in weights.values())
-    return [
-        (macs * p.numel() / whole, _tensor_factors(module, sides, f"{name}.{k}", p))
-        for k, p in weights.items()
-    ]
+    return [(macs * p.numel() / whole, tensors.get(f"{name}.{k}", ())) for k, p in weights.items()]
+
+
+def _product_terms(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    groups: Sequence[ChannelGroup],
+    counted: Mapping[str, Macs],
+) -> list[Term]:
+    """Products without weights (attention, an adjacency): nothing says which axes are channels.
+
+    So each group in turn loses half, and what the products then cost is counted.
+    """
+    before = {name: macs.products for name, macs in counted.items() if macs.products}
+    saved: dict[str, list[tuple[str, float]]] = {name: [] for name in before}
+    for group in groups if before else ():
+        smaller, gone = copy.deepcopy(module), spread(group, range(group.units // 2))
+        remove(smaller, [group], {group.name: gone})
+        after = _counted(smaller, example)
+        for name, products in before.items():
+            less = products - after[name].products if name in after else products
+            if less and gone:
+                saved[name].append((group.name, less / products / len(gone)))
+    return [(float(before[name]), (Factor(1, tuple(each)),)) for name, each in saved.items()]
 
 
 def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
     found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    whole: dict[tuple[str, str], int] = {}  # of what has no length of its own
     for group in groups:
         for member in group.members:
-            each = len(member.own) / group.width
+            each = len(set(member.own)) / group.width
             found.setdefault((member.layer, member.side), []).append((group.name, each))
-    lengths = {key: _length(module, *key) for key in found}
-    return {key: Factor(lengths[key], tuple(parts)) for key, parts in found.items()}
+            if member.side in ("tensor", "inner"):
+                whole[member.layer, member.side] = len(set(member.own))
+    return {
+        key: Factor(whole.get(key) or _length(module, *key), tuple(parts))
+        for key, parts in found.items()
+    }
 
 
 def _length(module: nn.Module, layer: str, side: str) -> int:
     from torch import nn
 
-    if side == "tensor":
-        return int(max(module.get_parameter(layer).shape))
-    names = {
-        "out": ("out_channels", "out_features", "num_features", "num_channels", "embedding_dim"),
-        "in": ("in_channels", "in_features", "num_features", "num_channels", "input_size"),
-    }[side]
+    names = {"out": "out_channels out_features embedding_dim embed_dim",
+             "in": "in_channels in_features input_size"}[side]  # fmt: skip
     found = module.get_submodule(layer)
     if isinstance(found, nn.RNNBase) and side == "out":
         return recurrent.out_channels(found)
-    for name in (*names, "num_parameters"):
+    for name in (*names.split(), "num_features", "num_channels", "num_parameters"):
         if hasattr(found, name):
             return int(getattr(found, name))
     return int(found.normalized_shape[-1])
@@ -192,24 +231,21 @@ def _tensor_terms(module: nn.Module, sides: Sides, measure: Measure) -> list[Ter
     if measure == "bytes":
         named = module.state_dict(keep_vars=True)
     once = {id(t): (name, t) for name, t in reversed(list(named.items()))}
+    factors = _tensor_factors(module, sides)
     return [
-        (
-            float(t.numel() * (t.element_size() if measure == "bytes" else 1)),
-            _tensor_factors(module, sides, name, t),
-        )
+        (float(t.numel() * (t.element_size() if measure == "bytes" else 1)), factors.get(name, ()))
         for name, t in once.values()
     ]
 
 
-def _tensor_factors(module: nn.Module, sides: Sides, name: str, t: Tensor) -> tuple[Factor, ...]:
-    layer, _, leaf = name.rpartition(".")
-    bare = _factors(sides, name, ("tensor",))
-    if bare or t.dim() == 0:
-        return bare
-    inner = leaf.startswith("weight_hh") or (leaf.startswith("weight_ih") and "_l0" not in leaf)
-    if inner:  # a recurrent layer's own units on both sides
-        return _factors(sides, layer, ("out", "out"))
-    if t.dim() > 1:
-        return _factors(sides, layer, ("out", "in"))
-    norm = any(hasattr(module.get_submodule(layer), n) for n in ("num_features", "num_channels"))
-    return _factors(sides, layer, ("out",)) or (_factors(sides, layer, ("in",)) if norm else ())
+def _tensor_factors(module: nn.Module, sides: Sides) -> dict[str, tuple[Factor, ...]]:
+    """Full tensor name → the factors of its axes."""
+    found: dict[str, tuple[Factor, ...]] = {}
+    for (layer, side), factor in sides.items():
+        names = [layer]
+        if side != "tensor":
+            dot = f"{layer}." if layer else ""
+            names = [dot + name for name, _, _ in cuts(module.get_submodule(layer), side, (0,))]
+        for name in names:
+            found[name] = (*found.get(name, ()), factor)
+    return found

@@ -22,6 +22,7 @@ from compressor.pruning import graph
 from compressor.pruning.budget import Budget
 from compressor.pruning.costs import CostModel, Term, cost_model
 from compressor.pruning.plan import Scope, Subject, choose
+from compressor.pruning.removal import remove
 from compressor.pruning.saliency import Saliency
 from runtimes.errors import Unsupported
 
@@ -113,7 +114,7 @@ def _counts(removal: Removal) -> dict[str, int]:
 def shrunk(subject: Subject, removal: Removal) -> nn.Module:
     """A copy without these channels."""
     smaller = copy.deepcopy(subject.module)
-    graph.remove(smaller, subject.example, removal)
+    remove(smaller, subject.groups, removal)
     return smaller
 
 
@@ -129,8 +130,8 @@ def _plans(subject: Subject, macs: CostModel) -> list[dict[str, list[int]]]:
 
 def _first(group: graph.ChannelGroup, share: float, multiple: int) -> list[int]:
     """The channels to remove so that about `share` stays; which they are does not matter here."""
-    size = group.width // group.repeats
-    stay = max(1, round(size * share / multiple) * multiple if size >= 2 * multiple else 1)
+    size, step = group.units, multiple if group.block == 1 else 1
+    stay = max(1, round(size * share / step) * step if size >= 2 * step else 1)
     return graph.spread(group, range(max(0, size - stay)))
 
 
@@ -138,9 +139,9 @@ def _steps(subject: Subject) -> dict[int, dict[str, list[int]]]:
     """Multiple → widths that are multiples of it and of nothing larger, all within `BLOCK`.
 
     0 and `BLOCK` are the ends: every width a multiple of `BLOCK`, and one block wider. Groups too
-    narrow for that keep all; {} where most are.
+    narrow for that, or of blocks, keep all; {} where most do.
     """
-    sizes = {g.name: g.width // g.repeats for g in subject.groups}
+    sizes = {g.name: g.units if g.block == 1 else 0 for g in subject.groups}
     ends = {n: int(size * _AT / BLOCK) * BLOCK for n, size in sizes.items()}
     wide = [g for g in subject.groups if ends[g.name] > BLOCK]
     if 2 * len(wide) < len(subject.groups):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning import costs, effects, graph, latency, saliency
+from compressor.pruning import costs, effects, graph, latency, saliency, tie
 from compressor.pruning.budget import LATENCY, Budget, parse_budget
 from compressor.pruning.clock import clock
 from compressor.pruning.outcome import left, of_original
 from compressor.pruning.plan import Scope, Subject, choose, resolve, score
+from compressor.pruning.removal import INNER, remove
 from compressor.pruning.select import select
 from compressor.sources.torch_io import example_batch, threads
 from exporters.base import Env
@@ -36,14 +38,17 @@ def run_module(source: Artifact, options: Any, env: Env) -> Artifact:
         before = effects.counts(module, example)
         env.progress(0.05, "reading which channels go together")
         groups, left_alone = select(module, example, env.context.keep.channels)
-        subject = Subject(module, example, groups, source.inputs, data, env.context.seed)
+        parts = [part for group in groups for part in group.parts or (group,)]
+        subject = Subject(module, example, parts, source.inputs, data, env.context.seed)
         env.progress(0.2, "estimating saliency")
         kind, scope = resolve(options.saliency, options.scope, data is not None)
         scores, how = score(subject, kind, options.samples)
+        groups, scores = tie.aligned(groups, scores)
+        subject = replace(subject, groups=groups)
         env.progress(0.3, "choosing widths")
         chosen, notes, timed = _chosen(subject, scores, budget, scope, options, env)
         pruned = copy.deepcopy(module)
-        graph.remove(pruned, example, chosen)
+        remove(pruned, subject.groups, chosen)
         after = effects.counts(pruned, example)
         effects.check_outputs(module, pruned, example, "prune_channels")
         effects.check_budget(budget, before, after, "prune_channels")
@@ -111,6 +116,8 @@ def _facts(
             own = [o for o, r in zip(m.own, m.root, strict=True) if r in gone]
             if m.side == "out" and own:
                 removed[m.layer] = sorted({*removed.get(m.layer, []), *own})
+            elif m.side == "inner" and own:
+                removed[f"{m.layer}{INNER}"] = own
     kept = {k: v for k, v in source.facts.items() if k not in ("notes", "removed")}
     return {
         **kept,

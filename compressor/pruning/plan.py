@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import allocate, saliency
@@ -136,6 +137,15 @@ def _unreachable(
 ) -> UsageError:
     full = {one.group.name: one.removed(len(one.counts) - 1) for one in ladders}
     least, whole = model(full), model({})
+    if least <= limit:
+        step, name = max(_largest_step(model, one) for one in ladders)
+        return UsageError(
+            "the budget lies between two steps",
+            where=f"prune_channels keep {budget}",
+            expected=f"within {allocate.TOLERANCE:.0%} of {budget.shown(limit)}",
+            got=f"steps of up to {step / whole:.0%} of the whole, in {name}",
+            fix=f"ask to keep a little more or less, or put {name} into keep.channels",
+        )
     return UsageError(
         "the budget cannot be met",
         where=f"prune_channels keep {budget}",
@@ -144,3 +154,8 @@ def _unreachable(
         "floor",
         fix="ask to keep more, lower `floor`, or keep fewer layers whole",
     )
+
+
+def _largest_step(model: CostModel, one: allocate.Ladder) -> tuple[float, str]:
+    costs = [model({one.group.name: one.removed(rung)}) for rung in range(len(one.counts))]
+    return max((a - b for a, b in pairwise(costs)), default=0.0), one.group.name

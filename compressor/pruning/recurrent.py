@@ -18,33 +18,16 @@ if TYPE_CHECKING:
 
 def pruners() -> dict[Any, Any]:
     """torch-pruning's `customized_pruners` for the recurrent layers."""
-    import torch
     import torch_pruning
     from torch import nn
 
     class Pruner(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc]
         TARGET_MODULES = nn.RNNBase
 
-        def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            keep = sorted(set(range(layer.input_size)) - set(idxs))
-            for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
-                if hasattr(layer, name):
-                    weight = getattr(layer, name).detach()[:, keep].clone()
-                    setattr(layer, name, torch.nn.Parameter(weight))
-            layer.input_size = len(keep)
-            return layer
+        def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:  # noqa: ARG002
+            return layer  # only the graph is read: `removal` removes
 
-        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            if layer.proj_size:
-                raise ValueError("hidden units behind a projection (proj_size) are left alone")
-            gone = {i % layer.hidden_size for i in idxs}
-            keep = [unit for unit in range(layer.hidden_size) if unit not in gone]
-            for name, weight in list(layer.named_parameters()):
-                made = weight.detach()
-                for axis, index in hidden_axes(layer, name, keep):
-                    made = made.index_select(axis, torch.tensor(index))
-                setattr(layer, name, torch.nn.Parameter(made.clone()))
-            layer.hidden_size = len(keep)
+        def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:  # noqa: ARG002
             return layer
 
         def get_in_channels(self, layer: Any) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.pruning.graph import ChannelGroup, Member
-from compressor.sources.torch_io import OutputKind, call
+from compressor.sources.torch_io import OutputKind, call, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,28 +73,37 @@ def hessian(
 
     generator = torch.Generator().manual_seed(seed)
     weights = {layer: layer.weight for layer in module.modules() if _is_weighted(layer)}
-    frozen = [w for w in weights.values() if not w.requires_grad]
     total = {layer: torch.zeros_like(w, dtype=torch.float64) for layer, w in weights.items()}
     samples = 0
     module.eval()
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        for batch in batches:
-            with torch.enable_grad():
-                score = _drawn_score(call(module, batch), kinds, generator)
-                grads = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
-            for layer, grad in zip(weights, grads, strict=True):
-                if grad is not None:
-                    total[layer] += grad.double().square()
-            samples += int(batch[0].shape[0])
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
+    for batch in batches:
+        with _unfrozen(module):
+            score = _drawn_score(call(module, batch), kinds, generator)
+            grads = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
+        for layer, grad in zip(weights, grads, strict=True):
+            if grad is not None:
+                total[layer] += grad.double().square()
+        samples += int(batch[0].shape[0])
     count = 2 * max(1, samples)
     return _by_channel(
         module, groups, lambda layer: total[layer] * layer.weight.detach().double().square() / count
     )
+
+
+@contextmanager
+def _unfrozen(module: nn.Module) -> Iterator[None]:
+    """Inside, every parameter has gradients, and attention is made of its parts."""
+    import torch
+
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        with torch.enable_grad(), plain_attention():
+            yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _by_channel(
@@ -135,20 +144,27 @@ def taylor(
     kinds: Sequence[OutputKind],
     seed: int,
 ) -> Saliency:
-    """Expected squared gradient at each channel's gate, outputs drawn from the model itself."""
+    """Expected squared gradient at each channel's gate, outputs drawn from the model itself.
+
+    The gates of a layer that is never called (nn.MultiheadAttention hands on its weights) are read
+    off the weights, a batch at a time: scores are independent, so that their sum's square will do.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     total = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups}
-    samples = 0
+    samples, layers = 0, dict(module.named_modules())
     module.eval()
     for batch in batches:
-        with torch.enable_grad(), _watched(module, groups) as seen:
+        with _unfrozen(module), _watched(module, groups) as seen:
             score = _drawn_score(call(module, batch), kinds, generator)
             places = [(key, x) for key, found in seen.items() for x in found]
-            grads = torch.autograd.grad(score, [x for _, x in places], allow_unused=True)
-        for name, gates in _gate_gradients(module, groups, places, grads).items():
-            total[name] += gates.double().square().sum(0)
+            weights = [(key, layers[key].weight) for key, found in seen.items() if not found]
+            wanted = [x for _, x in places + weights]
+            grads = torch.autograd.grad(score, wanted, allow_unused=True)
+        for some, given in ((places, grads[: len(places)]), (weights, grads[len(places) :])):
+            for name, gates in _gate_gradients(module, groups, some, given).items():
+                total[name] += gates.double().square().sum(0)
         samples += int(batch[0].shape[0])
     return {name: (value / max(1, samples)).numpy() for name, value in total.items()}
 
@@ -211,12 +227,15 @@ def _gate_gradients(
     for (name, x), grad in zip(places, grads, strict=True):
         if grad is None:
             continue
-        product = _by_sample(layers[name], (x * grad).detach())
+        layer, product = layers[name], (x * grad).detach()
+        never_called = x is getattr(layer, "weight", None)
+        product = product.sum(0, keepdim=True) if never_called else _by_sample(layer, product)
         for group in groups:
             for m in _consumers(group, layers):
                 if m.layer == name:
                     gates = found.setdefault(group.name, torch.zeros(len(product), group.width))
-                    gates.index_add_(1, torch.tensor(m.root), product[:, list(m.own)])
+                    often = len(set(m.own)) / len(m.own)  # where one channel is several
+                    gates.index_add_(1, torch.tensor(m.root), product[:, list(m.own)] * often**0.5)
     return found
 
 

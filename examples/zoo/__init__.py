@@ -18,7 +18,8 @@ from types import ModuleType
 
 MODELS = (
     "resnet", "mobilenet", "unet", "yolo", "rnn", "lstm", "gru", "nsnet2", "captcha", "bert",
-    "gpt", "gpt_cache", "vit", "autoencoder", "gcn", "seq2seq", "stream", "efficientnet", "darts",
+    "gpt", "gpt_cache", "vit", "autoencoder", "gan", "gcn", "seq2seq", "stream", "efficientnet",
+    "darts",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from compressor.modules import (
     write_module,
 )
 from compressor.pruning import graph
+from compressor.pruning.removal import remove
 from runtimes.errors import BadArtifact, UsageError
 from runtimes.types import TensorSpec
 from tests import small_modules as sm
@@ -76,19 +77,20 @@ def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):
 def test_pruned_module_trains_and_is_pruned_again(tmp_path):
     module = sm.build("residual")
     example = [torch.from_numpy(sm.feeds("residual", 2))]
-    graph.remove(module, example, {"0": [1, 2, 3, 4]})
+    remove(module, graph.find_groups(module, example), {"0": [1, 2, 3, 4]})
     made = sm.artifact(module, tmp_path, *sm.CASES["residual"][1:])
     rebuilt = load_module(made, sm.CASES["residual"][0])
     rebuilt.train()(*example).sum().backward()
     assert rebuilt[0].weight.grad.shape[0] == 12
-    graph.remove(rebuilt, example, {"0": [0, 1]})
+    remove(rebuilt, graph.find_groups(rebuilt, example), {"0": [0, 1]})
     assert rebuilt.eval()(*example).shape == (2, 10)
 
 
 def test_pruning_keeps_the_fingerprint_another_architecture_has_another():
     module = sm.build("residual")
     before = fingerprint(module)
-    graph.remove(module, [torch.from_numpy(sm.feeds("residual", 2))], {"0": [0, 1]})
+    example = [torch.from_numpy(sm.feeds("residual", 2))]
+    remove(module, graph.find_groups(module, example), {"0": [0, 1]})
     assert fingerprint(module) == before
     assert fingerprint(sm.build("unet")) != before
 

@@ -42,7 +42,8 @@ def pruned(
     return made, load_module(made, env.factory)
 
 
-REACHABLE = {"encoder": 0.85, "attention": 0.85}
+REACHABLE = {"encoder": 0.6, "attention": 0.85, "heads": 0.75, "split_heads": 0.75,
+             "mixed_heads": 0.75}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(sm.CASES))
@@ -62,7 +63,8 @@ def test_budget_is_met_and_outputs_keep_their_shapes(name, measure, tmp_path):
     ("name", "layer", "reason"),
     [
         ("attention", "qkv", "is invalid for input of size"),
-        ("encoder", "layer.linear2", "MultiheadAttention"),
+        ("attention", "mlp.2", "input 0 of the model has that width"),
+        ("heads", "out", "input 0 of the model has that width"),
         ("residual", "7", "outputs"),
     ],
 )
@@ -70,12 +72,6 @@ def test_what_is_left_alone_is_said(name, layer, reason, tmp_path):
     made, _ = pruned(name, tmp_path, keep={"params": REACHABLE.get(name, 0.6)})
     said = {row["layer"]: row["reason"] for row in made.facts["left_alone"]}
     assert reason in said[layer]
-
-
-def test_attention_itself_is_untouched(tmp_path):
-    _, smaller = pruned("encoder", tmp_path, keep={"params": 0.85})
-    assert smaller.layer.self_attn.in_proj_weight.shape == (96, 32)
-    assert smaller.layer.linear1.out_features < 128
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])

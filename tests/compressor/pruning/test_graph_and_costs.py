@@ -12,7 +12,8 @@ pytest.importorskip("torch_pruning", reason="needs the torch extra")
 from torch import nn
 from torch.nn import functional
 
-from compressor.pruning import costs, graph
+from compressor.pruning import costs, graph, select
+from compressor.pruning import removal as removal_
 from tests import small_modules as sm
 
 
@@ -45,7 +46,7 @@ class Stack(nn.Module):
 
 def usable(module, x):
     example = [torch.from_numpy(x)]
-    return example, *graph.removable(module, example, graph.find_groups(module, example))
+    return example, *select.removable(module, example, graph.find_groups(module, example))
 
 
 @pytest.mark.parametrize("name", sorted(sm.CASES))
@@ -53,9 +54,9 @@ def usable(module, x):
 def test_predicted_costs_are_the_counted_ones(name, measure):
     module = sm.build(name)
     example, groups, _ = usable(module, sm.feeds(name, 2))
-    removal = {g.name: graph.spread(g, range(g.width // g.repeats // 4)) for g in groups}
+    removal = {g.name: graph.spread(g, range(g.units // 4)) for g in groups}
     smaller = copy.deepcopy(module)
-    graph.remove(smaller, example, removal)
+    removal_.remove(smaller, groups, removal)
     model = costs.cost_model(module, example, groups, measure)
     assert model({}) == pytest.approx(costs.count(module, example, measure))
     removed = {group: len(gone) for group, gone in removal.items()}
@@ -65,13 +66,13 @@ def test_predicted_costs_are_the_counted_ones(name, measure):
 @pytest.mark.parametrize("name", ["residual", "dense", "separable", "unet", "mlp"])
 def test_removing_is_zeroing_where_a_group_says_so(name):
     module, x = sm.build(name), sm.feeds(name, 3)
-    example, groups, _ = usable(module, x)
+    _, groups, _ = usable(module, x)
     rng = np.random.default_rng(0)
     removal = {g.name: sorted(rng.permutation(g.width)[: g.width // 3].tolist()) for g in groups}
     assert all(g.exact and g.repeats == 1 for g in groups)
     smaller, zeroed = copy.deepcopy(module), copy.deepcopy(module)
-    graph.remove(smaller, example, removal)
-    graph.zero(zeroed, groups, removal)
+    removal_.remove(smaller, groups, removal)
+    removal_.zero(zeroed, groups, removal)
     np.testing.assert_allclose(sm.outputs(smaller, x)[0], sm.outputs(zeroed, x)[0], atol=1e-4)
 
 

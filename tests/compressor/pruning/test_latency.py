@@ -13,8 +13,9 @@ pytest.importorskip("torch_pruning", reason="needs the torch extra")
 import compressor
 from compressor.pruning import costs, latency, saliency
 from compressor.pruning.budget import parse_budget
-from compressor.pruning.graph import find_groups, removable
+from compressor.pruning.graph import find_groups
 from compressor.pruning.plan import Subject
+from compressor.pruning.select import removable
 from runtimes.errors import Unsupported, UsageError
 from tests import small_modules as sm
 

@@ -10,7 +10,8 @@ pytest.importorskip("torch_pruning", reason="needs the torch extra")
 from torch import nn
 
 from compressor.pruning import saliency
-from compressor.pruning.graph import find_groups, removable
+from compressor.pruning.graph import find_groups
+from compressor.pruning.select import removable
 
 
 def net(widths: tuple[int, ...] = (6, 8, 4)) -> nn.Sequential:
