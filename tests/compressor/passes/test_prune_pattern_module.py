@@ -208,7 +208,7 @@ def test_training_in_integers_keeps_zeros(tmp_path):
     context = subjects.context("train_quantized", "onnx")
     env = make_env(tmp_path, reference=given, data=subjects.data(given, 256), context=context)
     made = prune_pattern.run(given, Options(sparsity=0.6, least=1), env)
-    options = train_quantized.Options(epochs=3, batch=16, weight_bits=4, share=1.0)
+    options = train_quantized.Options(epochs=3, batch=16, weight_bits=8, lr=1e-2)
     trained = train_quantized.run(made, options, make_env(
         tmp_path / "t", reference=given, data=subjects.data(given, 256), context=context
     ))  # fmt: skip
