@@ -187,7 +187,8 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
                 context=Context(seed=recipe.seed, threads=STEP_THREADS),
                 labelled=known,
             )
-            return _with_gates_checked(replace(planned, warnings=tuple(warnings)), metric)
+            told = (*warnings, *planned.warnings)
+            return _with_gates_checked(replace(planned, warnings=told), metric)
         opened = open_all(recipe, base_dir, Store(Path(folder)), Silent())
         dims = typical_dims(opened.source, opened.data)
         metric = _metric(recipe, base_dir, None if opened.agreement_only else opened.evaluation)
@@ -200,7 +201,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
             labelled=_judges(metric),
         )
-        planned = replace(planned, warnings=tuple(opened.warnings))
+        planned = replace(planned, warnings=(*opened.warnings, *planned.warnings))
         return _with_gates_checked(_with_recurrent(planned, opened.source), metric)
 
 

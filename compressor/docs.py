@@ -59,7 +59,8 @@ One grammar in recipes, `--gate` and `bench`. A target's own gates override the 
 | `p50<=5ms`, `p99@1<=9ms` | latency percentiles |
 | `memory<=200MB` | peak resident memory |
 
-`{gate: "size<=1MB", of: package}` judges the compressed package instead of the model file;
+`{gate: "size<=1MB", of: package}` judges the compressed package instead of the model file, as the default size gate does
+where `prune_pattern` makes zeros, which no file is smaller by;
 `{gate: "accuracy_drop<=1%", point_estimate: allow}` accepts an evaluator that gives no per-sample values.
 A gate that cannot be measured here is `not_judged`: listed, never a pass.
 """  # noqa: E501 - table rows

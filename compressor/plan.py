@@ -12,6 +12,7 @@ from compressor.schema import Problem, Problems
 from compressor.shapes import resolve_shapes
 from compressor.steps import load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
+from compressor.zeros import makes_zeros, of_package, size_warnings
 from exporters.base import Context, QuantScheme, StepSpec, Target
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, MissingTool, UsageError
@@ -98,7 +99,13 @@ class _Planner:
         reference, _ = self._to("onnx", self.source_format, self.context, "model")
         if self.problems:
             raise Problems(list(dict.fromkeys(self.problems)))
-        return Plan(shared, shared_format, reference, targets, self.context)
+        told = [
+            text
+            for t in targets
+            if self._makes_zeros(t.target.name)
+            for text in size_warnings(t.target.name, t.gates)
+        ]
+        return Plan(shared, shared_format, reference, targets, self.context, tuple(told))
 
     def _problem(self, where: str, what: str, *, fix: str = "", code: int = 2) -> None:
         self.problems.append(Problem(where, what, fix=fix, exit_code=code))
@@ -283,7 +290,12 @@ class _Planner:
                     self._caught(error)
                     continue
                 chosen[gate.metric, gate.batch, gate.over] = gate
-        return complete_gates(tuple(chosen.values()), self.labelled)
+        return complete_gates(
+            tuple(chosen.values()), self.labelled, package=self._makes_zeros(name)
+        )
+
+    def _makes_zeros(self, name: str) -> bool:
+        return makes_zeros((*self.recipe.shared_steps(), *(self.recipe.target_steps(name) or ())))
 
 
 def devices_of(target: Target) -> list[str]:
@@ -338,8 +350,12 @@ def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -
 UNLABELLED = ("agreement>=97%", "sqnr>=15dB")  # how far outputs may move when nothing says more
 
 
-def complete_gates(gates: tuple[Gate, ...], labelled: bool = True) -> tuple[Gate, ...]:
+def complete_gates(
+    gates: tuple[Gate, ...], labelled: bool = True, *, package: bool = False
+) -> tuple[Gate, ...]:
     """`gates` plus the defaults they do not answer: accuracy, not slower, not larger.
+
+    The default on size reads the package where a step shrinks nothing else (`package`).
 
     Without labels the outputs themselves are held against the original's. A limit in milliseconds
     or megabytes, or over one twin, does not say that a slower or larger model may ship.
@@ -352,7 +368,7 @@ def complete_gates(gates: tuple[Gate, ...], labelled: bool = True) -> tuple[Gate
         for gate in usual
         if not named & (accuracy if gate.metric in accuracy else {gate.metric})
     ]
-    return (*gates, *missing)
+    return (*gates, *(of_package(missing) if package else missing))
 
 
 def make_plan(

@@ -89,7 +89,8 @@ class KeepSpec:
 
     Attributes:
         float: globs on the source's layer names, or `{op: Softmax}`: never quantized.
-        channels: globs on names of modules, or layers of an ONNX file: never pruned or factorized.
+        channels: globs on names of modules, or layers of an ONNX file: never pruned, factorized or
+            given zeros.
     """
 
     float: list[Any] = field(default_factory=list)

@@ -162,7 +162,7 @@ class _Run:
         )
 
     def _warnings(self, results: list[TargetResult]) -> list[str]:
-        found = list(self.opened.warnings)
+        found = [*self.opened.warnings, *self.plan.warnings]
         if not self.judge.labelled:
             why = "no evaluation data"
             if self.opened.evaluation is not None and not self.opened.agreement_only:

@@ -235,7 +235,7 @@ def _run(session: Any, feeds: Any, where: str) -> Any:
 
 
 def _facts(source: Artifact, made: _Made) -> dict[str, Any]:
-    wanted = ("dims", "removed", "factorized", "macs", "state")
+    wanted = ("dims", "removed", "factorized", "pattern", "macs", "state")
     kept = {k: source.facts[k] for k in wanted if k in source.facts}
     return {
         **kept,

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.pruning.budget import check_widths, parse_budget
-from compressor.pruning.outcome import article
 from compressor.pruning.plan import Kind, Scope
-from exporters.base import Context, Env, Refusal, where_installed
+from compressor.pruning.source import patterned
+from compressor.pruning.source import refusals as source_refusals
+from compressor.pruning.source import tools as source_tools
+from exporters.base import Context, Env, Refusal
+from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
 REV = 3
@@ -69,7 +72,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of what reads, runs and writes the models."""
-    return where_installed(("onnx", "onnxruntime", *_MODULE_TOOLS))
+    return source_tools(_MODULE_TOOLS)
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
@@ -78,39 +81,18 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     Layers are looked at in `run`, once the model is there.
     """
     del options, context
-    if source.format == "onnx":
-        return _graph_refusals(source)
-    if source.format == "module":
-        there = tools()
-        missing = [name for name in _MODULE_TOOLS if name not in there]
-        fix = "pip install 'edge-compressor[torch]'"
-        return [Refusal(name, "is not installed", fix) for name in missing]
-    return [
-        Refusal(
-            source.format,
-            f"channels of {article(source.format)} model cannot be removed",
-            "give the torch module (source: 'package.module:function' and weights), or its ONNX",
-        )
-    ]
-
-
-def _graph_refusals(source: Artifact) -> list[Refusal]:
-    from exporters._onnx_graph import load_model
-    from exporters._onnx_opset import quantized_ops
-
-    done = quantized_ops(load_model(source.path))
-    if not done:
-        return []
-    why = f"the model is quantized ({', '.join(done)}): its channels have scales"
-    return [Refusal("model", why, "prune the float model, then quantize")]
+    return source_refusals(source, "channels of {} cannot be removed", _MODULE_TOOLS)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Prune the module or graph in `source` to the budget.
 
-    Raises `Unsupported` naming every layer and reason where nothing can be removed or the module
-    cannot be traced, `UsageError` where the budget cannot be met or a `keep` matches nothing.
+    Raises `Unsupported` naming every layer and reason where nothing can be removed, the module
+    cannot be traced, or its weights have a pattern; `UsageError` where the budget cannot be met or
+    a `keep` matches nothing.
     """
+    if found := patterned(source, "put prune_channels before prune_pattern"):
+        raise Unsupported("its zeros would be lost", found, where="prune_channels")
     if source.format == "onnx":
         from compressor.pruning.onnx_pass import run_onnx
 

@@ -19,7 +19,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()

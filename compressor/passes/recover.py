@@ -3,7 +3,8 @@
 Knowledge distillation from `env.reference`: the original's outputs on the training data are the
 only aim (Hinton et al., arXiv 1503.02531, 2015; why squared error: `recovery/losses.py`). They are
 computed once; training is deterministic for a given number of threads, keeps the weights that do
-best on a held-out part of the training data, and continues where it was killed.
+best on a held-out part of the training data, and continues where it was killed. Zeros that
+`prune_pattern` made stay zero.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
+from compressor.recovery.masks import hold
 from compressor.recovery.schedule import budget_facts, check_budget, decide, done_facts
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import batch_size, call, tensors, threads
@@ -135,6 +137,7 @@ def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.T
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
     student.to(memory_format=torch.channels_last)
+    hold(student, source.facts)
     return loop.Task(student, teacher, source.inputs, data, order[held:], order[:held])
 
 

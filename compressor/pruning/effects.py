@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,28 @@ def restore_statistics(
         return ["batch-norm statistics are the original's: no data (in batches) to re-estimate on"]
     seen = norms.reestimate(module, batches(inputs, data, samples, 128))
     return [f"batch-norm statistics re-estimated on {seen} samples"]
+
+
+def restored(
+    inputs: Sequence[TensorSpec],
+    samples: int,
+    data: Samples | None,
+    module: nn.Module,
+    smaller: nn.Module,
+) -> tuple[nn.Module, list[str]]:
+    """`smaller` with batch norms re-estimated where that brings it closer to `module`, and notes.
+
+    Measured on a residual network: at 70 % of its MACs new statistics made the error ten times as
+    large, at 30 % they took two thirds of it away.
+    """
+    tried = copy.deepcopy(smaller)
+    notes = restore_statistics(inputs, 4 * samples, data, tried)
+    if data is None or not notes:
+        return smaller, notes
+    old, new = (apart(module, one, batches(inputs, data, samples, 64)) for one in (smaller, tried))
+    if new < old:
+        return tried, notes
+    return smaller, ["batch-norm statistics are the original's: new ones bring it no closer to it"]
 
 
 def apart(a: nn.Module, b: nn.Module, given: Iterable[Sequence[Tensor]]) -> float:

@@ -5,7 +5,8 @@ the Gram matrix XᵀX of its inputs. Columns are rounded one after the other; wh
 ones make up for (GPTQ: Frantar et al., arXiv 2210.17323, here in the equal form of Babai's nearest
 plane, Chen et al., arXiv 2507.18553, which needs one Cholesky factor and no inverse). Coordinate
 descent over the integers and a closed-form refit of the scales then lower the same error further;
-neither can raise it. No labels, no gradients, numpy alone.
+neither can raise it. No labels, no gradients, numpy alone. A weight that is zero stays zero, since
+`prune_pattern` may have made it so.
 
 All arrays inside are [groups, columns, rows]: a column of every row lies side by side.
 """
@@ -303,7 +304,8 @@ class _Solver:
             stop = min(start + _COLUMNS, columns)
             for j in range(start, stop):
                 aim = wanted[:, j] + lost[:, j] / factor[:, j, j, None]
-                whole[:, j] = np.clip(np.rint(aim / steps[:, j]), self.low, self.high)
+                near = np.clip(np.rint(aim / steps[:, j]), self.low, self.high)
+                whole[:, j] = np.where(wanted[:, j] == 0, 0, near)
                 error[:, j] = wanted[:, j] - whole[:, j] * steps[:, j]
                 lost[:, j + 1 : stop] += factor[:, j, j + 1 : stop, None] * error[:, None, j]
             # Contiguous: the factor is a reversed view, which BLAS does not take.
@@ -321,7 +323,7 @@ class _Solver:
         for _ in range(self.sweeps):
             if refit:
                 scale = self._refit(integers, scale, slope)
-            if not self._sweep(integers, self._wide(scale), slope):
+            if not self._sweep(integers, self._wide(scale), slope, weight == 0):
                 break
         return integers, (self._refit(integers, scale, slope) if refit else scale)
 
@@ -340,8 +342,8 @@ class _Solver:
             scale[:, block] = moved
         return scale
 
-    def _sweep(self, integers: Reals, steps: Reals, slope: Reals) -> bool:
-        """Move every integer to the best place the others leave it; False where none moved."""
+    def _sweep(self, integers: Reals, steps: Reals, slope: Reals, held: Any) -> bool:
+        """Move every integer not held to the best place the others leave it; False: none moved."""
         any_moved = False
         for start in range(0, self.columns, _COLUMNS):
             stop = min(start + _COLUMNS, self.columns)
@@ -350,6 +352,7 @@ class _Solver:
             for j in range(start, stop):
                 moved = np.rint(slope[:, j] / (steps[:, j] * self.diagonal[:, j, None]))
                 moved = np.clip(integers[:, j] + moved, self.low, self.high) - integers[:, j]
+                moved[held[:, j]] = 0
                 if moved.any():
                     integers[:, j] += moved
                     shift[:, j - start] = moved * steps[:, j]

@@ -13,6 +13,7 @@ from compressor.quantization.onnx_pass import static_refusals
 from compressor.quantization.substeps import run_steps
 from compressor.recovery import loop
 from compressor.recovery.losses import distance
+from compressor.recovery.masks import hold_zeros
 from compressor.recovery.schedule import budget_facts, decide, done_facts
 from compressor.recovery.teacher import Teacher, make_teacher
 from compressor.sources.torch_io import tensors, threads
@@ -68,6 +69,8 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     with threads(env.context.threads), torch.random.fork_rng():
         narrow = bool(env.context.scheme and env.context.scheme.reduce_range)
         student = trainable(model, floats, narrow)
+        if "pattern" in source.facts:
+            _hold_zeros(student)
         task = _task(student, source, options, env)
         schedule = decide(
             options, task, env.checkpoint, env.scratch,
@@ -134,6 +137,14 @@ def _float_weights(artifact: Artifact) -> dict[str, Any]:
         for tensor in load_model(artifact.path).graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
     }
+
+
+def _hold_zeros(student: Any) -> None:
+    """What `prune_pattern` made zero stays so, and with it what was rounded to zero before."""
+    values = student.values
+    weights = [stored.units for stored in values.stored.values()]
+    for weight in (*weights, *(p for p in values.plain.values() if p.dim() > 1)):
+        hold_zeros(weight)
 
 
 # ---------------------------------------------------------------------------------- training

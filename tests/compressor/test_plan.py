@@ -96,6 +96,14 @@ def test_every_question_has_a_gate(given: list[str], added: set[str]) -> None:
     assert {str(g) for g in complete_gates(gates)} - set(given) == added
 
 
+def test_the_default_size_gate_reads_the_package_where_nothing_else_shrinks() -> None:
+    gates = {str(g) for g in complete_gates((), package=True)}
+    assert gates == {"relative_drop<=1%", "size_reduction>=0% of the package", "speedup>=0.97"}
+    named = complete_gates((parse_gate("size_reduction>=50%"),), package=True)
+    assert "size_reduction>=50%" in {str(g) for g in named}  # what the user wrote stays
+    assert not any(g.of == "package" for g in named)
+
+
 def test_without_labels_the_outputs_are_compared() -> None:
     assert {"agreement>=97%", "sqnr>=15dB"} <= {str(g) for g in complete_gates((), labelled=False)}
 
