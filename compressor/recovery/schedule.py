@@ -18,7 +18,7 @@ from runtimes.errors import UsageError
 
 PLAN = "plan.json"
 EPOCHS = 3.0  # of `recover` where nothing else is said
-_TIMED = 10  # steps
+_TIMED = 8  # steps
 
 
 class Budget(Protocol):
@@ -138,21 +138,20 @@ def measure_pace(schedule: loop.Schedule, task: loop.Task, scratch: Path) -> Pac
     """The pace of a few steps whose results are thrown away; the first two do not count."""
     import copy
 
-    trial = replace(task, student=copy.deepcopy(task.student))
-    loop.held_out_loss(trial, schedule)
-    held_out, teacher = _seconds(lambda: loop.held_out_loss(trial, schedule)), 0.0
-    train = partial(_train, trial, schedule, scratch)
-    train(2)
-    direct = task.teacher.kept is None or bool(task.features)
-    if not direct:
-        few = [int(i) for i in task.train[: schedule.batch]]
-        batch = tensors(task.inputs, task.data.feeds(few))
+    few = task.held_out[: schedule.batch]
+    trial = replace(task, student=copy.deepcopy(task.student), held_out=few)
+    train, teacher = partial(_train, trial, schedule, scratch), 0.0
+    train(_TIMED)
+    if task.teacher.kept is not None and not task.features:
+        chosen = [int(i) for i in few]
+        batch = tensors(task.inputs, task.data.feeds(chosen))
         alone = replace(task.teacher, kept=None)
-        teacher = min(_seconds(lambda: alone.outputs(few, batch)) for _ in range(2))
-        train(_TIMED)
+        once = min(_seconds(lambda: alone.outputs(chosen, batch)) for _ in range(2))
+        teacher = once * schedule.batch / len(few)
     started = _seconds(partial(train, 2))
     step = max(1e-4, (_seconds(partial(train, _TIMED)) - started) / (_TIMED - 2))
-    return Pace(step, teacher, held_out)
+    judged = _seconds(lambda: loop.held_out_loss(trial, schedule))
+    return Pace(step, teacher, judged * len(task.held_out) / len(few))
 
 
 def _train(trial: loop.Task, schedule: loop.Schedule, scratch: Path, steps: int) -> None:
