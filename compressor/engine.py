@@ -181,7 +181,9 @@ class Engine:
         notes = [str(note) for note in made.facts.get("notes", [])]
         if reason := made.facts.get("not_reproducible"):
             self.irreproducible.append(str(reason))
-            self.repeats.setdefault(step.where, dict(made.facts.get("repeat", {})))
+            told = made.facts.get("repeat", {})  # a later step's facts may tell an earlier one's
+            own = {k: v for k, v in told.items() if hasattr(step.options, k)}
+            self.repeats.setdefault(step.where, own)
         self.records.append(
             StepRecord(
                 step=step.name,

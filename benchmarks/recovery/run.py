@@ -1,11 +1,12 @@
-"""What ways of recovery bring at equal minutes: features beside outputs, and pruning in rounds.
+"""What ways of recovery bring at equal minutes: features beside outputs, precision, rounds.
 
     python -m examples.zoo resnet vit --out out/zoo
-    python benchmarks/recovery/run.py features --zoo out/zoo [--cases resnet:0.27 vit:0.5]
+    python benchmarks/recovery/run.py once --zoo out/zoo [--cases resnet:0.27 vit:0.6]
     python benchmarks/recovery/run.py rounds --zoo out/zoo [--cases resnet:0.5 resnet:0.2]
 
-A case is a model of the zoo and the fraction of its MACs that stays. `features` prunes once, and
-recovers with none and with three features; `rounds` prunes and recovers once, twice, three times.
+A case is a model of the zoo and the fraction of its MACs that stays. `once` prunes once and recovers
+by outputs alone, with three features, and in float32 (else the step's own choice of precision);
+`rounds` prunes and recovers once, twice, three times.
 Each row has `--minutes` of recovery in all on one thread, of processor time, so that whatever else
 runs on the machine takes no steps from a row. It is scored with the zoo's metric on the evaluation
 data in ONNX Runtime; `distance` is from the original on the same data, in units of its variance.
@@ -41,13 +42,14 @@ from examples.zoo import load  # noqa: E402
 
 Row = dict[str, Any]
 WAYS: dict[str, dict[str, Row]] = {
-    "features": {
-        "outputs alone": {"features": "none", "rounds": 1},
-        "three features": {"features": 3, "rounds": 1},
+    "once": {
+        "outputs": {"features": "none"},
+        "three features": {"features": 3},
+        "float32": {"features": "none", "precision": "float32"},
     },
     "rounds": {str(n): {"features": "none", "rounds": n} for n in (1, 2, 3)},
 }
-CASES = {"features": ["resnet:0.27", "vit:0.5"], "rounds": ["resnet:0.5", "resnet:0.2"]}
+CASES = {"once": ["resnet:0.27", "vit:0.6"], "rounds": ["resnet:0.5", "resnet:0.2"]}
 
 
 def main() -> None:
@@ -90,7 +92,7 @@ def measured(name: str, share: float, options: Row, args: argparse.Namespace, st
         "metric": about.metric,
         "steps": [
             {"prune_channels": {"keep": {"macs": share}}},
-            {"recover": {"minutes": args.minutes, **options}},
+            {"recover": {"minutes": args.minutes, "rounds": 1, **options}},
         ],
         "targets": {"onnxruntime": {"steps": ["to_onnxruntime"]}},
     }  # fmt: skip
@@ -112,6 +114,7 @@ def measured(name: str, share: float, options: Row, args: argparse.Namespace, st
         "steps_of_last": told["steps_done"],
         "seconds": [s.seconds for s in steps],
         "features": told["features"],
+        "precision": told["precision"],
     }
 
 

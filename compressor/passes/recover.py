@@ -221,11 +221,9 @@ def _check_outputs(
 def _bfloat16(precision: str) -> bool:
     import torch
 
-    if precision == "auto":
-        return (
-            bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            and torch.cpu._is_amx_tile_supported()
-        )
+    if precision == "auto":  # without the instructions torch emulates it, slower than float32
+        multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and multiplies)
     return precision == "bfloat16"
 
 
