@@ -4,9 +4,9 @@
     python benchmarks/recovery/run.py once --zoo out/zoo [--cases resnet:0.27 vit:0.6]
     python benchmarks/recovery/run.py rounds --zoo out/zoo [--cases resnet:0.5 resnet:0.2]
 
-A case is a model of the zoo and the fraction of its MACs that stays. `once` prunes once and recovers
-by outputs alone, with three features, and in float32 (else the step's own choice of precision);
-`rounds` prunes and recovers once, twice, three times.
+A case is a model of the zoo and the fraction of its MACs that stays. `once` prunes once and
+recovers by outputs alone, with three features, and in float32 (else the step's own choice of
+precision); `rounds` prunes and recovers once, twice, three times.
 Each row has `--minutes` of recovery in all on one thread, of processor time, so that whatever else
 runs on the machine takes no steps from a row. It is scored with the zoo's metric on the evaluation
 data in ONNX Runtime; `distance` is from the original on the same data, in units of its variance.

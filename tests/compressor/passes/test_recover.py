@@ -55,6 +55,30 @@ def test_outputs_come_closer_on_data_not_trained_on(name, tmp_path):
     assert made.facts["removed"] == source.facts["removed"]
 
 
+@pytest.mark.parametrize("name", ["residual", "encoder", "gru"])
+def test_half_precision_comes_closer_too(name, tmp_path):
+    reference, source = pruned(name, tmp_path)
+    options = Options(epochs=4, batch=32, precision="bfloat16", features=1)
+    made = recover.run(source, options, env_of(name, tmp_path, reference))
+    x, factory = sm.feeds(name, 256, seed=9), sm.CASES[name][0]
+    before = error(load_module(source, factory), sm.build(name), x)
+    assert error(load_module(made, factory), sm.build(name), x) < 0.8 * before
+    assert made.facts["recover"]["precision"] == "bfloat16"
+    assert all(p.dtype == torch.float32 for p in load_module(made, factory).parameters())
+
+
+@pytest.mark.parametrize(
+    ("flags", "half"), [((), False), (("avx512_bf16",), True), (("amx_tile",), True)]
+)
+def test_auto_is_half_where_the_processor_multiplies_it(flags, half, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for flag in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{flag}_supported", lambda f=flag: f in flags)
+    assert recover._bfloat16("auto") == half
+    assert recover._bfloat16("bfloat16")
+    assert not recover._bfloat16("float32")
+
+
 def test_labels_change_nothing_and_chosen_classes_come_closer(tmp_path):
     reference, source = pruned("mlp", tmp_path)
     labels = list(range(10)) * 60
