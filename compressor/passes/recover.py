@@ -78,24 +78,33 @@ class Options:
     patience: int = 5
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    features: Literal["auto", "none"] | int | tuple[str, ...] = "auto"
+    features: int | str | tuple[str, ...] = "auto"
     labels: float = 0
     loss: str = field(default="", metadata={"code": True})
-    rounds: Literal["auto"] | int = "auto"
+    rounds: int | str = "auto"
 
     def __post_init__(self) -> None:
         check_budget(self, "recover")
         if not 0 <= self.labels <= 1:
             raise out_of_range("recover.labels", "between 0 and 1", self.labels)
-        if isinstance(self.features, int) and self.features < 0:
-            raise out_of_range("recover.features", "at least 0", self.features)
-        if isinstance(self.rounds, int) and self.rounds < 1:
-            raise out_of_range("recover.rounds", "at least 1", self.rounds)
+        _check_number("features", self.features, 0, ("auto", "none"))
+        _check_number("rounds", self.rounds, 1, ("auto",))
         if self.loss and not self.labels:
             raise UsageError(
                 "a loss, and no share of the aim for it", where="recover.loss",
                 fix="set labels: 0.5, or leave the loss out",
             )  # fmt: skip
+
+
+def _check_number(name: str, value: object, least: int, words: Sequence[str]) -> None:
+    """Raise `UsageError` for a number below `least`, and for text that is none of `words`."""
+    if (isinstance(value, int) and value < least) or (
+        isinstance(value, str) and value not in words
+    ):
+        expected = f"{' or '.join(words)}, or a number from {least}"
+        raise UsageError(
+            "not understood", where=f"recover.{name}", expected=expected, got=str(value)
+        )
 
 
 def tools() -> dict[str, str]:

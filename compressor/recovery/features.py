@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from compressor.sources.torch_io import call
 from runtimes.errors import UsageError
@@ -21,7 +21,7 @@ from runtimes.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Wanted = Literal["auto", "none"] | int | tuple[str, ...]
+Wanted = int | str | tuple[str, ...]  # auto, none, how many, or names of modules
 WEIGHT = 0.1  # of the features' distance beside the outputs'
 
 
@@ -92,7 +92,8 @@ def choose_features(
         if len({narrow[n].depth for n in blocks}) >= wanted:
             inner = blocks
         return _spread({n: (narrow[n].depth / depth, f) for n, f in inner.items()}, wanted)
-    return [_named(n, fitting, narrow, wide) for n in wanted]
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    return [_named(n, fitting, narrow, wide) for n in names]
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,8 @@ def test_labels_are_missed_before_any_work(tmp_path):
         {"labels": 1.5},
         {"loss": "my:loss"},
         {"features": -1},
+        {"features": "al"},
+        {"rounds": "x"},
         {"rounds": 0},
     ],
 )
