@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, cast
 
 from compressor.deadline import OutOfTime, Watched
@@ -41,6 +42,7 @@ class Engine:
         irreproducible: what steps said that will not come out the same again.
         limit: when (of the monotonic clock) running steps are stopped with `OutOfTime`.
         repeats: place in the recipe → options that would repeat what such a step did.
+        base_dir: where modules that options name are looked for first.
     """
 
     store: Store
@@ -58,6 +60,7 @@ class Engine:
     irreproducible: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
     limit: float | None = None
+    base_dir: Path | None = None
 
     def advance(
         self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
@@ -92,6 +95,7 @@ class Engine:
 
     def _key_parts(self, module: Step, step: PlannedStep, parent: Artifact) -> dict[str, Any]:
         roles = sorted((module.NEEDS | module.USES) & set(self.data))
+        code = self._code(step.options)
         return {
             "schema": KEY_SCHEMA,
             "step": step.name,
@@ -104,7 +108,16 @@ class Engine:
             "reference": [self.source.digest(), self.identity],
             # torch computes in what the processor is fastest at, and its sums differ by processor
             "isa": facts()["isa"] if _in_torch(module, parent) else None,
+            **({"code": code} if code else {}),
         }
+
+    def _code(self, options: Any) -> dict[str, dict[str, str]]:
+        """Option that names a function of the user's → digests of the files it is made of."""
+        from compressor.sources.code import code_digests
+
+        named = {f.name: getattr(options, f.name) for f in fields(options) if "code" in f.metadata}
+        base = self.base_dir or Path.cwd()
+        return {name: code_digests(value, base) for name, value in named.items() if value}
 
     def _run(
         self,
@@ -126,6 +139,7 @@ class Engine:
             self._told,
             lambda artifact: self.trial(artifact, rest, step.context.target),
             lambda artifact, on: self.built(artifact, rest, step.context.target, on),
+            self.base_dir,
         )
         before = parent.digest()
         made = module.run(parent, step.options, env)
@@ -167,7 +181,9 @@ class Engine:
         notes = [str(note) for note in made.facts.get("notes", [])]
         if reason := made.facts.get("not_reproducible"):
             self.irreproducible.append(str(reason))
-            self.repeats.setdefault(step.where, dict(made.facts.get("repeat", {})))
+            told = made.facts.get("repeat", {})  # a later step's facts may tell an earlier one's
+            own = {k: v for k, v in told.items() if hasattr(step.options, k)}
+            self.repeats.setdefault(step.where, own)
         self.records.append(
             StepRecord(
                 step=step.name,

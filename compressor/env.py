@@ -58,6 +58,7 @@ class StepEnv:
     on_progress: Callable[[float, str], None]
     on_trial: Callable[[Artifact], Trial]
     on_built: Callable[[Artifact, str | None], tuple[Artifact, str]]
+    base_dir: Path | None = None
 
     def progress(self, done: float, message: str) -> None:
         """Tell the user: `done` in 0–1."""
@@ -68,6 +69,12 @@ class StepEnv:
         from compressor.modules import load_module
 
         return load_module(artifact, self.factory)
+
+    def function(self, reference: str) -> Any:
+        """What `package.module:function` names, looked for in `base_dir` first."""
+        from compressor.modules import import_reference
+
+        return import_reference(reference, self.base_dir)
 
     def trial(self, artifact: Artifact) -> Trial:
         """Run the rest of this target's list on selection data."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from compressor.recipe import Recipe
+from compressor.rounds import Placed, expanded
 from compressor.schema import Problem, Problems
 from compressor.shapes import resolve_shapes
 from compressor.steps import load_step, load_target, parse_options
@@ -222,8 +223,12 @@ class _Planner:
     ) -> tuple[tuple[PlannedStep, ...], str]:
         """`specs` as planned steps from format `fmt`, with the missing `to_onnx` put in."""
         planned: list[PlannedStep] = []
-        for i, spec in enumerate(specs):
-            place = f"{where}[{i}] {spec.name}"
+        placed: list[Placed] = []
+        try:
+            placed = expanded(specs, where)
+        except UsageError as error:
+            self._caught(error)
+        for place, spec in placed:
             try:
                 module = load_step(spec.name, place)
                 if fmt in TORCH_FORMATS and fmt not in module.ACCEPTS and "onnx" in module.ACCEPTS:

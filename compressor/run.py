@@ -15,14 +15,17 @@ from compressor.package import build_package
 from compressor.plan import PlannedTarget
 from compressor.recipe import LOCKED, recipe_json
 from compressor.result import Reference, RunRecord, State, TargetResult
+from compressor.rounds import expanded
 from compressor.session import Request, Session
 from compressor.shipping import Outcome
 from compressor.targets import run_target
+from exporters.base import StepSpec
 from runtimes.base import load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact
 
 EXIT_ORDER = (70, 2, 7, 6, 5, 4, 1, 3, 0)
+BUDGETS = frozenset({"minutes", "steps", "epochs"})  # of a step that trains; 0 is none
 PACKAGE_BATCH = 4  # samples in a package's reference inputs
 
 
@@ -173,20 +176,18 @@ class _Run:
                 found.append(f"{result.name}: inconclusive: {result.reason}")
         return found
 
-    def _pinned(self, position: int, step: Any) -> Any:
+    def _pinned(self, place: str, spec: StepSpec) -> Any:
         """A shared step with its budget in minutes as the number of steps that it became."""
-        name, options = next(iter(step.items())) if isinstance(step, dict) else (step, None)
-        repeat = self.engine.repeats.get(f"steps[{position}] {name}")
-        if not repeat:
-            return step
-        return {name: {k: v for k, v in {**(options or {}), **repeat}.items() if v}}
+        options = {**spec.options, **self.engine.repeats.get(place, {})}
+        kept = {k: v for k, v in options.items() if v or k not in BUDGETS}
+        return {spec.name: kept} if kept else spec.name
 
     def lock(self, record: RunRecord) -> dict[str, Any]:
         """The recipe with everything that was resolved: `compress run` takes it as a recipe."""
         base = os.path.relpath(self.request.base_dir, self.request.out)
         recipe = recipe_json(self.request.recipe)
-        if steps := recipe.get("steps"):
-            recipe["steps"] = [self._pinned(i, step) for i, step in enumerate(steps)]
+        if shared := expanded(self.request.recipe.shared_steps(), "steps"):
+            recipe["steps"] = [self._pinned(place, spec) for place, spec in shared]
         return {
             **recipe,
             LOCKED: {

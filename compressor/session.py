@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,12 @@ from compressor.gates import check_gates
 from compressor.judging import Judge, with_budget
 from compressor.macs import count_macs
 from compressor.metrics.steps import over_steps
+from compressor.modules import import_reference
 from compressor.opening import Opened, open_all, typical_dims
 from compressor.plan import Plan, PlannedStep, make_plan
 from compressor.recipe import Recipe
 from compressor.result import Reference
+from compressor.rounds import PRUNE
 from compressor.stateful import RecurrentState, Steps
 from compressor.steps import load_step
 from compressor.store import Store
@@ -111,7 +113,20 @@ class Session:
             self._trial,
             self._built,
             records=[self.opened.record],
+            base_dir=request.base_dir,
         )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Raise where a step lacks labels or a function of the user's, before any work."""
+        rungs = [rung for target in self.plan.targets for rung in target.rungs]
+        for step in [*self.plan.shared, *(step for rung in rungs for step in rung.steps)]:
+            for name in fields(step.options):
+                if "code" in name.metadata and (reference := getattr(step.options, name.name)):
+                    import_reference(reference, self.request.base_dir)
+            check = getattr(load_step(step.name), "check_data", None)
+            if check is not None:
+                check(step.options, self.opened.data)
 
     @property
     def stateful(self) -> bool:
@@ -217,5 +232,10 @@ class Session:
             )  # fmt: skip
         steps = planned.twins[-1].steps
         if target is not None:
-            steps = tuple(s for s in rest if "training" not in load_step(s.name).NEEDS)
+            steps = tuple(s for s in rest if not _later(s.name))
         return self.engine.advance(artifact, steps, "timed build"), planned.context.device
+
+
+def _later(name: str) -> bool:
+    """Steps that a timed build goes without: those that train, and pruning of a later round."""
+    return name == PRUNE or "training" in load_step(name).NEEDS

@@ -249,6 +249,9 @@ class Env(Protocol):
     def load_module(self, artifact: Artifact) -> Any:
         """The torch module of a `module` artifact, in eval mode; exporters may not import it."""
 
+    def function(self, reference: str) -> Any:
+        """What `package.module:function` names; modules beside the recipe come first."""
+
     def trial(self, artifact: Artifact) -> Trial:
         """Run the rest of this target's list on selection data."""
 

@@ -73,6 +73,11 @@ class StepEnv:
 
         return load_module(artifact, self.factory)
 
+    def function(self, reference: str) -> Any:
+        from compressor.modules import import_reference
+
+        return import_reference(reference)
+
     def trial(self, artifact: Artifact) -> Trial:
         assert self.on_trial is not None, "this test's step runs no trials"
         return self.on_trial(artifact)

@@ -1,24 +1,34 @@
 """Train a compressed module back towards the original, without labels.
 
 Knowledge distillation from `env.reference`: the original's outputs on the training data are the
-only aim (Hinton et al., arXiv 1503.02531, 2015; why squared error: `recovery/losses.py`). They are
-computed once; training is deterministic for a given number of threads, keeps the weights that do
-best on a held-out part of the training data, and continues where it was killed. Zeros that
-`prune_pattern` made stay zero.
+aim (Hinton et al., arXiv 1503.02531, 2015; why squared error: `recovery/losses.py`), with features
+inside it and a loss on labels beside them where the user asks for these. Outputs are computed once;
+training is deterministic for a given number of threads, keeps the weights that do best on a
+held-out part of the training data, and continues where it was killed. Zeros that `prune_pattern`
+made stay zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
+from compressor.recovery.features import choose_features
+from compressor.recovery.labels import TaskLoss, check_labels, make_task_loss
 from compressor.recovery.masks import hold
-from compressor.recovery.schedule import budget_facts, check_budget, decide, done_facts
+from compressor.recovery.schedule import (
+    EPOCHS,
+    budget_facts,
+    check_budget,
+    decide,
+    done_facts,
+    out_of_range,
+)
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import batch_size, call, tensors, threads
 from exporters.base import Context, Env, Refusal, Samples, installed
@@ -28,7 +38,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
@@ -49,6 +59,16 @@ class Options:
         patience: epochs without improvement on the held-out samples before it stops.
         held_out: fraction of the training data that only chooses the best weights.
         precision: `auto` computes in bfloat16 where the processor multiplies it faster.
+        features: inner tensors to draw towards the original's as well: a number of them, found
+            automatically and spread over the depth, or names of modules. The original then runs
+            beside the student in every step. `auto` is none.
+        labels: share of the aim, 0 to 1, that is a loss on the training data's labels: the
+            cross-entropy of class numbers, or `loss`.
+        loss: `package.module:function`, called with (outputs by name, labels of a batch), torch
+            tensors [n, …], for a scalar tensor.
+        rounds: prune and recover in turns, of a `prune_channels` right before this step that keeps
+            a fraction: each round keeps the same share of what the one before left, and the last
+            recovery has half of the budget.
     """
 
     epochs: float = 0
@@ -60,14 +80,44 @@ class Options:
     patience: int = 5
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    features: int | str | tuple[str, ...] = "auto"
+    labels: float = 0
+    loss: str = field(default="", metadata={"code": True})
+    rounds: int | str = "auto"
 
     def __post_init__(self) -> None:
         check_budget(self, "recover")
+        if not 0 <= self.labels <= 1:
+            raise out_of_range("recover.labels", "between 0 and 1", self.labels)
+        _check_number("features", self.features, 0, ("auto", "none"))
+        _check_number("rounds", self.rounds, 1, ("auto",))
+        if self.loss and not self.labels:
+            raise UsageError(
+                "a loss, and no share of the aim for it", where="recover.loss",
+                fix="set labels: 0.5, or leave the loss out",
+            )  # fmt: skip
+
+
+def _check_number(name: str, value: object, least: int, words: Sequence[str]) -> None:
+    """Raise `UsageError` for a number below `least`, and for text that is none of `words`."""
+    if (isinstance(value, int) and value < least) or (
+        isinstance(value, str) and value not in words
+    ):
+        expected = f"{' or '.join(words)}, or a number from {least}"
+        raise UsageError(
+            "not understood", where=f"recover.{name}", expected=expected, got=str(value)
+        )
 
 
 def tools() -> dict[str, str]:
     """Torch and safetensors; MissingTool where one is not installed."""
     return installed(("torch", "safetensors"), "recover", "pip install 'edge-compressor[torch]'")
+
+
+def check_data(options: Options, data: Mapping[str, Samples]) -> None:
+    """Raise `UsageError` before any work where labels are asked for that are not there."""
+    if options.labels and "training" in data:
+        check_labels(data["training"], options.loss)
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
@@ -97,11 +147,9 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         schedule = decide(
             options, task, env.checkpoint, env.scratch,
             seed=env.context.seed, decay=options.decay, bfloat16=_bfloat16(options.precision),
-            epochs=3,
+            epochs=EPOCHS,
         )  # fmt: skip
-        state = loop.train(
-            task, schedule, env.checkpoint, lambda done, text: env.progress(0.2 + 0.8 * done, text)
-        )
+        state = loop.train(task, schedule, env.checkpoint, env.progress)
     if not state.best < state.start:
         raise UsageError(
             "training did not bring the module closer to the original",
@@ -121,31 +169,52 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
 def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:
     import torch
 
-    student = load_module(source, env.factory)
-    original = load_module(env.reference, env.factory).eval()
-    batch = tensors(
-        source.inputs, data.feeds(list(range(min(8, len(data))))[: _most(source, data)])
-    )
-    _check_outputs(student, original, batch)
-    env.progress(0.0, "the original's outputs on the training data")
-    teacher = make_teacher(
-        original, source.inputs, data, _bfloat16(options.precision), env.checkpoint,
-        lambda done: env.progress(0.2 * done, "the original's outputs on the training data"),
-    )  # fmt: skip
-    order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))
-    held = min(2000, max(1, round(options.held_out * len(data))))
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
+    env.progress(0.0, "getting ready")
+    student = load_module(source, env.factory)
+    original = load_module(env.reference, env.factory).eval()
+    few = list(range(min(8, len(data))))[: _most(source, data)]
+    batch = tensors(source.inputs, data.feeds(few))
+    found = _check_outputs(student, original, batch)
+    labels = _labels(source, options, env, data, (few, found))
+    removed = source.facts.get("removed", {})
+    features = choose_features(student, original, batch, removed, options.features)
+    teacher = make_teacher(
+        original, source.inputs, data, _bfloat16(options.precision), env.checkpoint
+    )
+    order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))
+    held = min(2000, max(1, round(options.held_out * len(data))))
     student.to(memory_format=torch.channels_last)
     hold(student, source.facts)
-    return loop.Task(student, teacher, source.inputs, data, order[held:], order[:held])
+    return loop.Task(
+        student, teacher, source.inputs, data, order[held:], order[:held],
+        features=features, labels=labels,
+    )  # fmt: skip
+
+
+def _labels(
+    source: Artifact,
+    options: Options,
+    env: Env,
+    data: Samples,
+    example: tuple[Sequence[int], Sequence[Tensor]],
+) -> TaskLoss | None:
+    if not options.labels:
+        return None
+    function = env.function(options.loss) if options.loss else None
+    names = [spec.name for spec in source.outputs]
+    return make_task_loss(options.labels, names, data, example, function, options.loss)
 
 
 def _most(source: Artifact, data: Samples) -> int:
     return batch_size(source.inputs, data, 8)
 
 
-def _check_outputs(student: nn.Module, original: nn.Module, batch: Sequence[Tensor]) -> None:
+def _check_outputs(
+    student: nn.Module, original: nn.Module, batch: Sequence[Tensor]
+) -> list[Tensor]:
+    """The student's outputs, which have the shapes of the original's."""
     import torch
 
     with torch.no_grad():
@@ -158,16 +227,15 @@ def _check_outputs(student: nn.Module, original: nn.Module, batch: Sequence[Tens
         )
     if not any(o.is_floating_point() for o in wanted):
         raise Unsupported("no output holds floats to train towards", where="recover")
+    return found
 
 
 def _bfloat16(precision: str) -> bool:
     import torch
 
-    if precision == "auto":
-        return (
-            bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-            and torch.cpu._is_amx_tile_supported()
-        )
+    if precision == "auto":  # without the instructions torch emulates it, slower than float32
+        multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and multiplies)
     return precision == "bfloat16"
 
 
@@ -175,16 +243,20 @@ def _facts(
     source: Artifact, schedule: loop.Schedule, task: loop.Task, state: loop.State
 ) -> dict[str, Any]:
     epochs = state.step * schedule.batch / max(1, len(task.train))
+    how = "without labels"
+    if task.labels is not None:
+        how = f"with {task.labels.told} on labels at {task.labels.weight:.0%}"
+    aim = "distance to the original" if task.labels is None else "that mixed with the distance"
     told = (
-        f"recovered without labels in {state.step} steps ({epochs:.1f} epochs): distance to the "
-        f"original on {len(task.held_out)} held-out training samples {state.start:.4g} → "
-        f"{state.best:.4g}"
+        f"recovered {how} in {state.step} steps ({epochs:.1f} epochs): {aim} on "
+        f"{len(task.held_out)} held-out training samples {state.start:.4g} → {state.best:.4g}"
     )
     return {
         **source.facts,
         "recover": {
             **done_facts(schedule, state),
             "precision": "bfloat16" if schedule.bfloat16 else "float32",
+            "features": [f.name for f in task.features],
         },
         "notes": [*source.facts.get("notes", []), told],
     }

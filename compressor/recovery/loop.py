@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.recovery.features import WEIGHT, Feature, tapped
+from compressor.recovery.labels import TaskLoss
 from compressor.recovery.losses import distance
 from compressor.recovery.teacher import Teacher
 from compressor.sources.torch_io import call, channels_last, tensors
@@ -65,7 +67,10 @@ class Schedule:
 
 @dataclass
 class Task:
-    """What is trained towards what, on which samples."""
+    """What is trained towards what, on which samples.
+
+    Features are a means: they are no part of the held-out loss, which chooses the best weights.
+    """
 
     student: nn.Module
     teacher: Teacher
@@ -74,6 +79,8 @@ class Task:
     train: np.ndarray  # indices
     held_out: np.ndarray
     step: str = "recover"  # whose training it is, for errors
+    features: Sequence[Feature] = ()
+    labels: TaskLoss | None = None
 
 
 @dataclass
@@ -148,7 +155,7 @@ def _step(
         group["lr"] = schedule.rate(step)
     with torch.random.fork_rng():
         torch.manual_seed(schedule.seed * 1_000_003 + step)
-        loss = _loss(task, schedule, chosen)
+        loss = _loss(task, schedule, chosen, [f.name for f in task.features])
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(task.student.parameters(), 5.0)
@@ -163,14 +170,33 @@ def _step(
     return value
 
 
-def _loss(task: Task, schedule: Schedule, chosen: Sequence[int]) -> Tensor:
+def _loss(
+    task: Task, schedule: Schedule, chosen: Sequence[int], names: Sequence[str] = ()
+) -> Tensor:
+    """The loss on some samples; `names` are the modules whose features count in it."""
     import torch
 
     batch = tensors(task.inputs, task.data.feeds(chosen))
-    with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=schedule.bfloat16),
+        tapped(task.student, names) as found,
+    ):
         outputs = call(task.student, [channels_last(x) for x in batch])
-    wanted = task.teacher.outputs(chosen, batch)
-    return distance(outputs, wanted)
+    if not names:
+        return _aim(task, outputs, task.teacher.outputs(chosen, batch), chosen)
+    wanted, inner = task.teacher.inside(batch, names)
+    hints = [f.of_original(inner[f.name]) for f in task.features]
+    return _aim(task, outputs, wanted, chosen) + WEIGHT * distance(
+        [found[name] for name in names], hints
+    )
+
+
+def _aim(
+    task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Sequence[int]
+) -> Tensor:
+    """Distance to the original, mixed with the loss on labels where there is one."""
+    far = distance(outputs, wanted)
+    return far if task.labels is None else task.labels.mixed(far, outputs, chosen)
 
 
 def _training_mode(student: nn.Module, samples: int) -> None:
@@ -207,6 +233,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 def _save(folder: Path, state: State, task: Task, optimizer: Any, best: dict[str, Tensor]) -> None:
     import torch
 
+    task.teacher.save()
     temporary = folder / (CHECKPOINT + ".tmp")
     whole = {
         "state": json.dumps(asdict(state)),

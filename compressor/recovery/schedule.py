@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.recovery import loop
-from compressor.sources.torch_io import batch_size
+from compressor.sources.torch_io import batch_size, tensors
 from runtimes.errors import UsageError
 
 PLAN = "plan.json"
+EPOCHS = 3.0  # of `recover` where nothing else is said
+_TIMED = 8  # steps
 
 
 class Budget(Protocol):
@@ -95,27 +100,69 @@ def decide(
 def _steps(
     options: Budget, schedule: loop.Schedule, task: loop.Task, scratch: Path, epochs: float
 ) -> int:
+    per_epoch = max(1, len(task.train) // schedule.batch)
     if options.steps:
         return options.steps
     if options.minutes:
-        return max(1, int(options.minutes * 60 / _seconds_a_step(schedule, task, scratch)))
-    per_epoch = max(1, len(task.train) // schedule.batch)
+        began = time.monotonic()
+        pace = measure_pace(schedule, task, scratch)
+        return pace.steps(options.minutes * 60 - (time.monotonic() - began), per_epoch)
     return max(1, round((options.epochs or epochs) * per_epoch))
 
 
-def _seconds_a_step(schedule: loop.Schedule, task: loop.Task, scratch: Path) -> float:
-    """The pace of a dozen steps whose results are thrown away; the first two do not count."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the parts of a training take on this machine.
+
+    Attributes:
+        step: of the optimizer, where the original's outputs are there.
+        teacher: more for a batch whose outputs have yet to be computed.
+        held_out: to judge the weights, once an epoch.
+    """
+
+    step: float
+    teacher: float
+    held_out: float
+
+    def steps(self, seconds: float, per_epoch: int) -> int:
+        """Steps that fit: outputs are computed in the first epoch, and kept from then on."""
+        first = per_epoch * (self.step + self.teacher) + self.held_out
+        if seconds < first:
+            left = seconds - self.held_out
+            return max(1, int(left / (self.step + self.teacher)))
+        later = self.step + self.held_out / per_epoch
+        return per_epoch + int((seconds - first) / later)
+
+
+def measure_pace(schedule: loop.Schedule, task: loop.Task, scratch: Path) -> Pace:
+    """The pace of a few steps whose results are thrown away; the first two do not count."""
     import copy
 
-    trial = replace(task, student=copy.deepcopy(task.student))
-    seconds = []
-    for steps in (2, 12):
-        folder = scratch / f"pace{steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        loop.train(trial, replace(schedule, steps=steps), folder, _silent)
-        seconds.append(time.monotonic() - began)
-    return max(1e-4, (seconds[1] - seconds[0]) / 10)
+    few = task.held_out[: schedule.batch]
+    trial = replace(task, student=copy.deepcopy(task.student), held_out=few)
+    train, teacher = partial(_train, trial, schedule, scratch), 0.0
+    train(_TIMED)
+    if task.teacher.kept is not None and not task.features:
+        chosen = [int(i) for i in few]
+        batch = tensors(task.inputs, task.data.feeds(chosen))
+        alone = replace(task.teacher, kept=None)
+        once = min(_seconds(lambda: alone.outputs(chosen, batch)) for _ in range(2))
+        teacher = once * schedule.batch / len(few)
+    started = _seconds(partial(train, 2))
+    step = max(1e-4, (_seconds(partial(train, _TIMED)) - started) / (_TIMED - 2))
+    judged = _seconds(lambda: loop.held_out_loss(trial, schedule))
+    return Pace(step, teacher, judged * len(task.held_out) / len(few))
+
+
+def _train(trial: loop.Task, schedule: loop.Schedule, scratch: Path, steps: int) -> None:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        loop.train(trial, replace(schedule, steps=steps), Path(folder), _silent)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
 
 
 def _silent(done: float, message: str) -> None:

@@ -1,45 +1,98 @@
-"""The original module's outputs on the training data, computed once and kept on disk."""
+"""The original module's outputs on the training data, each computed once and kept on disk."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.sources.torch_io import batch_size, call, channels_last, tensors
+from compressor.recovery.features import tapped
+from compressor.sources.torch_io import call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.types import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LIMIT_BYTES = 2 << 30  # of cached outputs; above it the teacher runs beside the student
-Progress = Callable[[float], None]
+LIMIT_BYTES = 2 << 30  # of kept outputs; above it the teacher runs beside the student
+DONE = "teacher.npy"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Gives the original's outputs for chosen samples, from memory-mapped files or by running it.
+    """Gives the original's outputs for chosen samples: as kept, or by running it.
 
-    Outputs of ragged data cannot be stacked, so they are always computed.
+    Outputs of ragged data cannot be stacked, so they are computed every time.
     """
 
     module: nn.Module
     bfloat16: bool
-    cached: tuple[np.ndarray, ...] | None
+    kept: Kept | None = None
 
     def outputs(self, indices: Sequence[int], batch: Sequence[Tensor]) -> list[Tensor]:
         """The original's outputs on `batch`, which holds the samples `indices`."""
+        if self.kept is None:
+            return _run(self.module, batch, self.bfloat16)
+        rows = [i for i, index in enumerate(indices) if not self.kept.done[index]]
+        if rows:
+            missing = batch if len(rows) == len(indices) else [x[rows] for x in batch]
+            self.kept.put([indices[i] for i in rows], _run(self.module, missing, self.bfloat16))
+        return self.kept.get(indices)
+
+    def inside(
+        self, batch: Sequence[Tensor], names: Sequence[str]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The outputs on `batch`, and those of the modules `names`; nothing of it is kept."""
+        with tapped(self.module, names) as found:
+            return _run(self.module, batch, self.bfloat16), found
+
+    def save(self) -> None:
+        """Write down which outputs are kept, so that a restart finds them."""
+        if self.kept is not None:
+            self.kept.save()
+
+
+class Kept:
+    """One array an output in memory-mapped files, filled as samples are asked for."""
+
+    def __init__(self, folder: Path, samples: int, first: Sequence[Tensor]) -> None:
+        self.folder = folder
+        files = [folder / f"teacher{i}.npy" for i in range(len(first))]
+        again = (folder / DONE).is_file()
+        self.done = np.load(folder / DONE) if again else np.zeros(samples, bool)
+        self.arrays = [
+            np.lib.format.open_memmap(file, mode="r+")
+            if again
+            else np.lib.format.open_memmap(
+                file, mode="w+", dtype=o.numpy().dtype, shape=(samples, *o.shape[1:])
+            )
+            for file, o in zip(files, first, strict=True)
+        ]
+
+    def get(self, indices: Sequence[int]) -> list[Tensor]:
+        """Outputs of samples that are all kept."""
         import torch
 
-        if self.cached is not None:
-            return [torch.from_numpy(array[list(indices)]) for array in self.cached]
-        return _run(self.module, batch, self.bfloat16)
+        return [torch.from_numpy(array[list(indices)]) for array in self.arrays]
+
+    def put(self, indices: Sequence[int], outputs: Sequence[Tensor]) -> None:
+        """Keep the outputs of some samples."""
+        for array, out in zip(self.arrays, outputs, strict=True):
+            array[list(indices)] = out.numpy()
+        self.done[list(indices)] = True
+
+    def save(self) -> None:
+        """Flush the arrays, then say what is in them."""
+        for array in self.arrays:
+            array.flush()
+        temporary = self.folder / (DONE + ".tmp")
+        with temporary.open("wb") as file:
+            np.save(file, self.done)
+        os.replace(temporary, self.folder / DONE)  # noqa: PTH105 - atomic
 
 
 def _run(module: nn.Module, batch: Sequence[Tensor], bfloat16: bool) -> list[Tensor]:
@@ -51,52 +104,19 @@ def _run(module: nn.Module, batch: Sequence[Tensor], bfloat16: bool) -> list[Ten
 
 
 def make_teacher(
-    module: nn.Module,
-    inputs: Sequence[TensorSpec],
-    data: Samples,
-    bfloat16: bool,
-    folder: Path,
-    progress: Progress,
+    module: nn.Module, inputs: Sequence[TensorSpec], data: Samples, bfloat16: bool, folder: Path
 ) -> Teacher:
-    """A teacher that caches in `folder` where its outputs fit; a finished cache is used again."""
-    import torch
-
-    module.eval().to(memory_format=torch.channels_last)
+    """A teacher that keeps outputs in `folder` where all would fit; those there are used again."""
+    module.eval().to(memory_format=_channels_last())
     first = _run(module, tensors(inputs, data.feeds([0])), bfloat16)
     each = sum(o[0].numel() * o.element_size() for o in first if o.dim())
     stackable = not data.ragged and all(o.dim() and o.shape[0] == 1 for o in first)
     if not stackable or each * len(data) > LIMIT_BYTES:
-        return Teacher(module, bfloat16, None)
-    files = [folder / f"teacher{i}.npy" for i in range(len(first))]
-    done = folder / "teacher.json"
-    if not done.is_file():
-        _fill(module, inputs, data, bfloat16, files, first, progress)
-        temporary = done.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"samples": len(data)}) + "\n", encoding="utf-8")
-        os.replace(temporary, done)  # noqa: PTH105 - atomic, after the files it vouches for
-    cached = tuple(np.load(file, mmap_mode="r") for file in files)
-    return Teacher(module, bfloat16, cached)
+        return Teacher(module, bfloat16)
+    return Teacher(module, bfloat16, Kept(folder, len(data), first))
 
 
-def _fill(
-    module: nn.Module,
-    inputs: Sequence[TensorSpec],
-    data: Samples,
-    bfloat16: bool,
-    files: Sequence[Path],
-    first: Sequence[Tensor],
-    progress: Progress,
-) -> None:
-    arrays = [
-        np.lib.format.open_memmap(
-            file, mode="w+", dtype=o.numpy().dtype, shape=(len(data), *o.shape[1:])
-        )
-        for file, o in zip(files, first, strict=True)
-    ]
-    for indices, feeds in data.batches(batch_size(inputs, data, 128)):
-        found = _run(module, tensors(inputs, feeds), bfloat16)
-        for array, out in zip(arrays, found, strict=True):
-            array[indices] = out.numpy()
-        progress((indices[-1] + 1) / len(data))
-    for array in arrays:
-        array.flush()
+def _channels_last() -> Any:
+    import torch
+
+    return torch.channels_last

@@ -15,7 +15,7 @@ from compressor.recovery import loop
 from compressor.recovery.losses import distance
 from compressor.recovery.masks import hold_zeros
 from compressor.recovery.schedule import budget_facts, decide, done_facts
-from compressor.recovery.teacher import Teacher, make_teacher
+from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import tensors, threads
 from compressor.training.graph import trainable, untrainable
 from compressor.training.values import write_back
@@ -76,9 +76,8 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
             options, task, env.checkpoint, env.scratch,
             seed=env.context.seed, decay=0.0, bfloat16=False, epochs=2,
         )  # fmt: skip
-        _cache_outputs(task, schedule, env)
         state = loop.train(
-            task, schedule, env.checkpoint, lambda done, text: env.progress(0.2 + 0.8 * done, text)
+            task, schedule, env.checkpoint, lambda done, text: env.progress(0.1 + 0.9 * done, text)
         )
         _require_better(state)
         write_back(model, student)
@@ -156,7 +155,7 @@ def _task(student: nn.Module, source: Artifact, options: Any, env: Env) -> loop.
     data = env.data["training"]
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
-    teacher = Teacher(_original(env).eval(), False, None)
+    teacher = make_teacher(_original(env), source.inputs, data, False, env.checkpoint)
     order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))
     least = min(16, max(1, len(data) // 4))
     held = min(2000, max(least, round(options.held_out * len(data))))
@@ -164,17 +163,6 @@ def _task(student: nn.Module, source: Artifact, options: Any, env: Env) -> loop.
     task = loop.Task(student, teacher, source.inputs, data, order[held:], order[:held], STEP)
     _check_outputs(task)
     return task
-
-
-def _cache_outputs(task: loop.Task, schedule: loop.Schedule, env: Env) -> None:
-    """Compute the original's outputs once for all where training asks for them more than once."""
-    if schedule.steps * schedule.batch < 1.5 * len(task.data):
-        return
-    told = "the original's outputs on the training data"
-    task.teacher = make_teacher(
-        task.teacher.module, task.inputs, task.data, False, env.checkpoint,
-        lambda done: env.progress(0.2 * done, told),
-    )  # fmt: skip
 
 
 def _original(env: Env) -> nn.Module:

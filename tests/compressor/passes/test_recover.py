@@ -11,11 +11,14 @@ from compressor.modules import load_module
 from compressor.passes import prune_channels, recover
 from compressor.passes.recover import Options
 from compressor.recovery import loop, teacher
+from compressor.recovery.features import choose_features, tapped
+from compressor.recovery.losses import distance
+from compressor.sources.torch_io import call
 from exporters.base import Context
 from runtimes.errors import BuildFailed, UsageError
 from runtimes.types import Artifact
 from tests import small_modules as sm
-from tests.killing import Killed, resumed
+from tests.killing import resumed
 from tests.step_env import ArraySamples, make_env
 
 FAST = {"epochs": 4, "batch": 32, "precision": "float32"}
@@ -50,6 +53,30 @@ def test_outputs_come_closer_on_data_not_trained_on(name, tmp_path):
     before = error(load_module(source, factory), original, x)
     assert error(load_module(made, factory), original, x) < 0.8 * before
     assert made.facts["removed"] == source.facts["removed"]
+
+
+@pytest.mark.parametrize("name", ["residual", "encoder", "gru"])
+def test_half_precision_comes_closer_too(name, tmp_path):
+    reference, source = pruned(name, tmp_path)
+    options = Options(epochs=4, batch=32, precision="bfloat16", features=1)
+    made = recover.run(source, options, env_of(name, tmp_path, reference))
+    x, factory = sm.feeds(name, 256, seed=9), sm.CASES[name][0]
+    before = error(load_module(source, factory), sm.build(name), x)
+    assert error(load_module(made, factory), sm.build(name), x) < 0.8 * before
+    assert made.facts["recover"]["precision"] == "bfloat16"
+    assert all(p.dtype == torch.float32 for p in load_module(made, factory).parameters())
+
+
+@pytest.mark.parametrize(
+    ("flags", "half"), [((), False), (("avx512_bf16",), True), (("amx_tile",), True)]
+)
+def test_auto_is_half_where_the_processor_multiplies_it(flags, half, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for flag in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{flag}_supported", lambda f=flag: f in flags)
+    assert recover._bfloat16("auto") == half
+    assert recover._bfloat16("bfloat16")
+    assert not recover._bfloat16("float32")
 
 
 def test_labels_change_nothing_and_chosen_classes_come_closer(tmp_path):
@@ -95,18 +122,25 @@ def test_a_killed_run_continues_to_the_same_bytes(at, tmp_path, monkeypatch):
     assert again.digest() == whole.digest()
 
 
-def test_a_kill_while_the_teacher_runs_starts_its_outputs_again(tmp_path):
+def test_the_original_runs_once_on_every_sample(tmp_path, monkeypatch):
     reference, source = pruned("mlp", tmp_path)
+    seen, run = [], teacher._run
+    monkeypatch.setattr(teacher, "_run", lambda m, b, h: seen.append(len(b[0])) or run(m, b, h))
+    recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference))
+    assert sum(seen) == 512 + 1  # one to learn the shapes
 
-    def kill(done, message):
-        if 0.05 < done < 0.2:
-            raise Killed
 
-    with pytest.raises(Killed):
-        recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference, on_progress=kill))
-    made = recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference))
-    whole = recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference, name="whole"))
-    assert made.digest() == whole.digest()
+def test_a_killed_run_asks_for_no_output_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    reference, source = pruned("mlp", tmp_path)
+    seen, run = [], teacher._run
+    monkeypatch.setattr(teacher, "_run", lambda m, b, h: seen.append(len(b[0])) or run(m, b, h))
+    resumed(
+        monkeypatch,
+        5,
+        lambda: recover.run(source, Options(**FAST), env_of("mlp", tmp_path, reference)),
+    )
+    assert sum(seen) == 512 + 2
 
 
 def test_minutes_become_steps_that_a_restart_keeps(tmp_path):
@@ -153,9 +187,108 @@ def test_divergence_names_the_learning_rate(tmp_path):
         recover.run(source, Options(**FAST, lr=1e20), env_of("mlp", tmp_path, reference))
 
 
+@pytest.mark.parametrize("name", ["residual", "encoder"])
+def test_features_come_closer_where_they_are_asked_for(name, tmp_path):
+    reference, source = pruned(name, tmp_path)
+    factory, x = sm.CASES[name][0], torch.from_numpy(sm.feeds(name, 128, seed=9))
+    original = sm.build(name)
+
+    def far(artifact, features):
+        student, found = load_module(artifact, factory), []
+        chosen = choose_features(student, original, [x], artifact.facts["removed"], features)
+        for module in (student, original):
+            with torch.no_grad(), tapped(module, features) as inner:
+                call(module, [x])
+            found.append(inner)
+        return float(
+            distance(
+                [found[0][f.name] for f in chosen],
+                [f.of_original(found[1][f.name]) for f in chosen],
+            )
+        )
+
+    made = {}
+    for wanted in ("none", 2):
+        env = env_of(name, tmp_path, reference, name=f"features{wanted}")
+        made[wanted] = recover.run(source, Options(**FAST, features=wanted), env)
+    features = tuple(made[2].facts["recover"]["features"])
+    assert features
+    assert made["none"].facts["recover"]["features"] == []
+    assert far(made[2], features) < far(made["none"], features)
+
+
+def test_features_survive_a_kill_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    reference, source = pruned("residual", tmp_path)
+    options = Options(**FAST, features=2)
+    whole = recover.run(source, options, env_of("residual", tmp_path, reference, name="whole"))
+    again = resumed(
+        monkeypatch,
+        7,
+        lambda: recover.run(source, options, env_of("residual", tmp_path, reference, name="k")),
+    )
+    assert again.digest() == whole.digest()
+
+
+def test_labels_teach_what_the_original_does_not_know(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    x = sm.feeds("mlp", 512)
+    truth = x[:, :10].argmax(1)  # an untrained original has no idea of it
+    accuracies = []
+    for share in (0, 0.9):
+        env = env_of("mlp", tmp_path, reference, labels=truth.tolist(), name=f"labels{share}")
+        made = recover.run(source, Options(epochs=12, batch=32, labels=share), env)
+        found = sm.outputs(load_module(made, sm.CASES["mlp"][0]), x)[0].argmax(1)
+        accuracies.append((found == truth).mean())
+    assert accuracies[1] > accuracies[0] + 0.1
+    assert "cross-entropy of y0 on labels at 90%" in made.facts["notes"][-1]
+
+
+def absolute(outputs, labels):
+    return (outputs["y0"].sum(1) - labels).abs().mean()
+
+
+def test_the_users_loss_is_trained_on(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    x = sm.feeds("mlp", 512)
+    labels = x.sum(1).tolist()
+    options = Options(epochs=12, batch=32, labels=1, loss=f"{__name__}:absolute")
+    made = recover.run(source, options, env_of("mlp", tmp_path, reference, labels=labels))
+    losses = [
+        float(
+            absolute(
+                {"y0": torch.from_numpy(sm.outputs(load_module(a, sm.CASES["mlp"][0]), x)[0])},
+                torch.tensor(labels),
+            )
+        )
+        for a in (source, made)
+    ]
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_labels_are_missed_before_any_work(tmp_path):
+    reference = sm.source("mlp", tmp_path / "source")
+    env = env_of("mlp", tmp_path, reference)
+    with pytest.raises(UsageError, match="the training data has none"):
+        recover.check_data(Options(labels=0.5), env.data)
+    recover.check_data(Options(), env.data)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 1, "minutes": 1}, {"lr": 0}, {"batch": 0}, {"held_out": 1.0}, {"steps": -1}],
+    [
+        {"epochs": 1, "minutes": 1},
+        {"lr": 0},
+        {"batch": 0},
+        {"held_out": 1.0},
+        {"steps": -1},
+        {"labels": 1.5},
+        {"loss": "my:loss"},
+        {"features": -1},
+        {"features": "al"},
+        {"rounds": "x"},
+        {"rounds": 0},
+    ],
 )
 def test_options_out_of_range(options):
     with pytest.raises(UsageError):
