@@ -1,9 +1,10 @@
 """`prune_channels` and `recover` as several smaller turns within the same budgets.
 
-Pruning a little, training, and pruning what is left loses less than pruning at once where much is
-removed (Molchanov et al., arXiv 1611.06440, 2017). Each round is two ordinary steps, so that it is
-stored, resumed and listed like any other. With N rounds each keeps the N-th root of the fraction,
-and half of the training goes to the last.
+Iterative pruning is due to Molchanov et al. (arXiv 1611.06440, 2017), who train as long as it
+takes. Within equal minutes, every early round trains a larger model and leaves less to the last:
+benchmarks/recovery tells what that came to, and why `auto` is one round. Each round is two ordinary
+steps, so that it is stored, resumed and listed like any other. With N rounds each keeps the N-th
+root of the fraction, and half of the training goes to the last.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def _rounds(prune: StepSpec, recover: StepSpec, first: str, second: str) -> list
 
 
 def number(rounds: int | str, budget: Budget, where: str) -> int:
-    """How many rounds a budget is reached in."""
+    """How many rounds a budget is reached in.
+
+    `auto` is one. A residual network at 20 % of its MACs, 24 s of training in all, one thread:
+    92.5 % of answers right after one round, 92.2 % after two, 92.1 % after three (93.5 % before).
+    """
     if rounds == "auto":
         return 1
     count = int(rounds)

@@ -68,7 +68,8 @@ class Options:
             tensors [n, …], for a scalar tensor.
         rounds: prune and recover in turns, of a `prune_channels` right before this step that keeps
             a fraction: each round keeps the same share of what the one before left, and the last
-            recovery has half of the budget.
+            recovery has half of the budget. `auto` is one round: more were worse where they were
+            measured, with little time (benchmarks/recovery).
     """
 
     epochs: float = 0
