@@ -42,6 +42,7 @@ class Engine:
         irreproducible: what steps said that will not come out the same again.
         limit: when (of the monotonic clock) running steps are stopped with `OutOfTime`.
         repeats: place in the recipe → options that would repeat what such a step did.
+        module: what the shared steps made of a torch module, as far as they have come.
         base_dir: where modules that options name are looked for first.
     """
 
@@ -59,6 +60,7 @@ class Engine:
     records: list[StepRecord] = field(default_factory=list)
     irreproducible: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Any]] = field(default_factory=dict)
+    module: Artifact | None = None
     limit: float | None = None
     base_dir: Path | None = None
 
@@ -91,6 +93,8 @@ class Engine:
         release()
         self.progress.end("reused" if hit else f"{seconds:.1f} s")
         self._record(step, parts, key, made, parent, hit, seconds)
+        if step.context.target is None and made.format == "module":
+            self.module = made
         return made
 
     def _key_parts(self, module: Step, step: PlannedStep, parent: Artifact) -> dict[str, Any]:

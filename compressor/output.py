@@ -2,6 +2,7 @@
 
 run.json  report.html  report.md  junit.xml  recipe.lock.yaml
 <target>/               the artifact that ships
+module/                 the torch module that the shared steps made, for `compressor.load_module`
 candidates/<target>-<name>/   the best one that failed, with FAILED.txt
 packages/<model>-<target>.tar.gz
 samples/                raw timings and per-sample outcomes
@@ -26,6 +27,7 @@ from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
 STAMP = ".stamp.json"
+MODULE = "module"
 
 
 @contextlib.contextmanager
@@ -71,9 +73,10 @@ def place(artifact: Artifact, folder: Path) -> Artifact:
     return Artifact.load(folder)
 
 
-def clear_candidates(out: Path) -> None:
-    """Drop failed candidates of an earlier run; this run's are put there anew."""
-    shutil.rmtree(out / "candidates", ignore_errors=True)
+def clear(out: Path) -> None:
+    """Drop an earlier run's module and failed candidates; this run's are put there anew."""
+    for name in ("candidates", MODULE):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def mark_failed(folder: Path, reasons: list[str]) -> None:

@@ -60,7 +60,9 @@ class _Run:
         """Everything done, in order."""
         reference = self.session.reference()
         compressed = self.engine.advance(self.engine.source, self.plan.shared)
-        output.clear_candidates(self.request.out)
+        output.clear(self.request.out)
+        if self.engine.module is not None:
+            output.place(self.engine.module, self.request.out / output.MODULE)
         results = [
             self._target(planned, reference, compressed, self._deadline(number))
             for number, planned in enumerate(self.plan.targets, 1)

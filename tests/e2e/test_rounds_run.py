@@ -130,3 +130,26 @@ def test_what_is_lacking_is_told_before_any_step(
     keep = {"macs": "300k"} if "rounds" in recover else {"macs": 0.5}
     with pytest.raises(UsageError, match=says):
         session(tmp_path, recipe({"keep": keep}, recover))
+
+
+def test_the_recovered_module_is_put_beside_what_ships(tmp_path: Path) -> None:
+    """For training on with the user's own loop; a run without one leaves no older one there."""
+    import torch
+
+    given = recipe({"keep": {"macs": 0.5}}, {"steps": 2})
+    given["data"] = {"training": str(data(tmp_path) / "training.npz")}
+    out = tmp_path / "out"
+    done = compressor.compress(None, given, effort="quick", out=out, store=tmp_path / "store")
+    module = compressor.load_module(out / "module")
+    assert sum(p.numel() for p in module.parameters()) < done.record.reference.parameters
+    images = models.fashion_like(8, seed=1)["image"]
+    with torch.no_grad():
+        mine = module(torch.from_numpy(images)).numpy()
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(next((out / "onnxruntime").glob("*.onnx"))))
+    (shipped,) = session.run(None, {"image": images})
+    np.testing.assert_allclose(mine, shipped, rtol=1e-3, atol=1e-4)
+    without = {k: v for k, v in given.items() if k != "steps"}
+    compressor.compress(None, without, effort="quick", out=out, store=tmp_path / "store")
+    assert not (out / "module").exists()
