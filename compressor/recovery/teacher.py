@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.recovery.features import tapped
-from compressor.sources.torch_io import call, channels_last, tensors
+from compressor.sources.torch_io import batch_size, call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.types import TensorSpec
 
@@ -26,12 +26,14 @@ DONE = "teacher.npy"
 class Teacher:
     """Gives the original's outputs for chosen samples: as kept, or by running it.
 
-    Outputs of ragged data cannot be stacked, so they are computed every time.
+    Outputs of ragged data cannot be stacked, so they are computed every time. `whole`: the module
+    takes batches of one size alone.
     """
 
     module: nn.Module
     bfloat16: bool
     kept: Kept | None = None
+    whole: bool = False
 
     def outputs(self, indices: Sequence[int], batch: Sequence[Tensor]) -> list[Tensor]:
         """The original's outputs on `batch`, which holds the samples `indices`."""
@@ -39,8 +41,10 @@ class Teacher:
             return _run(self.module, batch, self.bfloat16)
         rows = [i for i, index in enumerate(indices) if not self.kept.done[index]]
         if rows:
-            missing = batch if len(rows) == len(indices) else [x[rows] for x in batch]
-            self.kept.put([indices[i] for i in rows], _run(self.module, missing, self.bfloat16))
+            every = self.whole or len(rows) == len(indices)
+            found = _run(self.module, batch if every else [x[rows] for x in batch], self.bfloat16)
+            chosen = [o[rows] for o in found] if every else found
+            self.kept.put([indices[i] for i in rows], chosen)
         return self.kept.get(indices)
 
     def inside(
@@ -113,7 +117,8 @@ def make_teacher(
     stackable = not data.ragged and all(o.dim() and o.shape[0] == 1 for o in first)
     if not stackable or each * len(data) > LIMIT_BYTES:
         return Teacher(module, bfloat16)
-    return Teacher(module, bfloat16, Kept(folder, len(data), first))
+    whole = batch_size(inputs, data, len(data)) < len(data)
+    return Teacher(module, bfloat16, Kept(folder, len(data), first), whole)
 
 
 def _channels_last() -> Any:

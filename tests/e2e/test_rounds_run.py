@@ -153,3 +153,19 @@ def test_the_recovered_module_is_put_beside_what_ships(tmp_path: Path) -> None:
     without = {k: v for k, v in given.items() if k != "steps"}
     compressor.compress(None, without, effort="quick", out=out, store=tmp_path / "store")
     assert not (out / "module").exists()
+
+
+def test_a_timed_build_leaves_out_training_and_the_rounds_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data(tmp_path)
+    steps = recipe({"keep": {"latency": 0.5}}, {"steps": 8, "rounds": 2})
+    steps["targets"] = {"onnxruntime": {"steps": [*steps.pop("steps"), "to_onnxruntime"]}}
+    opened = session(tmp_path, steps)
+    own = opened.plan.targets[0].rungs[0].steps
+    assert [s.name for s in own] == [*STEPS, *STEPS, "to_onnx", "to_onnxruntime"]
+    built: list[str] = []
+    monkeypatch.setattr(opened.engine, "advance", lambda _, rest, __: built.extend(
+        s.name for s in rest))  # fmt: skip
+    opened._built(opened.engine.source, own[1:], "onnxruntime", None)
+    assert built == ["to_onnx", "to_onnxruntime"]
