@@ -17,7 +17,7 @@ from compressor.plan import Plan, make_plan
 from compressor.recipe import Recipe, load_recipe, recipe_folder
 from compressor.result import Candidate, LedgerRow, RunRecord, TargetResult, Timing
 from compressor.run import execute
-from compressor.session import STEP_THREADS, Request
+from compressor.session import Request, step_threads
 from compressor.sources import SourceSpec, source_kind
 from compressor.stateful import RecurrentState
 from compressor.store import Store
@@ -184,7 +184,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
                 source_format=fmt,
                 inputs=inputs,
                 roles=frozenset(sets or recipe.data) - {"evaluation"},
-                context=Context(seed=recipe.seed, threads=STEP_THREADS),
+                context=Context(seed=recipe.seed, threads=step_threads()),
                 labelled=known,
             )
             told = (*warnings, *planned.warnings)
@@ -198,7 +198,7 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             source_format=opened.source.format,
             inputs=opened.source.inputs,
             roles=frozenset(opened.data),
-            context=Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS),
+            context=Context(dims=dims, seed=recipe.seed, threads=step_threads()),
             labelled=_judges(metric),
         )
         planned = replace(planned, warnings=(*opened.warnings, *planned.warnings))

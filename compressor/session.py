@@ -25,10 +25,18 @@ from compressor.store import Store
 from compressor.trials import selecting, trial
 from exporters.base import Context, Samples, Trial
 from runtimes.errors import UsageError
+from runtimes.host import cpu_quota, usable_cpus
 from runtimes.types import Artifact
 
 STEP_THREADS = 2
-SCORING_THREADS = 2
+
+
+def step_threads() -> int:
+    """Of steps and scoring: two, or one where this process may use one CPU.
+
+    Two threads of torch on one CPU wait for each other, many times longer than they work.
+    """
+    return min(STEP_THREADS, usable_cpus(cpu_quota()[0]))
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Session:
         source = self.opened.source
         self.sets = self._sets()
         dims = typical_dims(source, self.sets)
-        context = Context(dims=dims, seed=recipe.seed, threads=STEP_THREADS)
+        context = Context(dims=dims, seed=recipe.seed, threads=step_threads())
         self.judge = self._make_judge(dims)
         self.plan: Plan = make_plan(
             recipe,
@@ -167,7 +175,7 @@ class Session:
             metric=metric,
             evaluator=evaluator,
             seed=recipe.seed,
-            threads=SCORING_THREADS,
+            threads=step_threads(),
             dims=dims,
             timing_data=next(iter(self.sets.values()), None),
             samples_dir=request.out / "samples",

@@ -14,7 +14,7 @@ from compressor.opening import open_model, source_spec
 from compressor.plan import Plan, PlannedTarget
 from compressor.recipe import Recipe
 from compressor.result import Damage, Divergence
-from compressor.session import STEP_THREADS, Request, Session
+from compressor.session import Request, Session, step_threads
 from compressor.store import Store
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
@@ -93,7 +93,7 @@ def _against(
         calibration(engine, "--calibration"),
         runtime=planned.target.runtime,
         samples=min(args.samples, 32),
-        threads=STEP_THREADS,
+        threads=step_threads(),
     )
     engine.progress.end(f"{found.compared} tensors")
     return found
