@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
-from compressor.pruning.removal import remove
 from compressor.pruning.clock import clock
 from compressor.pruning.plan import Subject
+from compressor.pruning.removal import remove
 from compressor.pruning.select import select
 from compressor.sources.torch_io import example_batch, tensors
 from exporters.base import Context, Env, Refusal
@@ -94,7 +94,7 @@ def _pruned(subject: Subject, table: Table, share: float, rounds: int) -> Any:
         scores = _importance(module, groups, subject.inputs, subject.data)
         removal = _knapsack(module, groups, scores, table, whole * share ** (number / rounds))
         removal = {name: gone for name, gone in removal.items() if gone}
-        remove(module, subject.example, removal)
+        remove(module, groups, removal)
     return module
 
 
