@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from compressor.modules import load_module, reference_of, write_module
+from compressor.pruning import costs
 from compressor.pruning.clock import clock
 from compressor.pruning.plan import Subject
 from compressor.pruning.removal import remove
@@ -80,10 +81,10 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         aim *= (options.latency / tried[-1][3]) ** 0.7
     _, _, best, share = min(tried)
     told = f"{share:.1%} of the time, {table.total(best) / table.total(module):.1%} of the table's"
+    facts = {"macs": costs.count(best, example, "macs"), "notes": [told]}
     return write_module(
-        env.work, best, source.inputs, source.outputs,
-        factory=reference_of(source), facts={"notes": [told]},
-    )  # fmt: skip
+        env.work, best, source.inputs, source.outputs, factory=reference_of(source), facts=facts
+    )
 
 
 def _pruned(subject: Subject, table: Table, share: float, rounds: int) -> Any:
