@@ -128,7 +128,7 @@ def _reaches(engine: Row, before: int) -> dict[str, bool]:
 
 
 def _over_untouched(engine: Row) -> list[float] | None:
-    """Speed-up over the untouched model in the same precision: in half where the engine's own is."""
+    """Speed-up over the untouched model in the same precision: half where the engine's own is."""
     found: list[float] | None = engine.get("over_half_twin") or engine.get("over_twin")
     return found
 
@@ -226,9 +226,9 @@ def table(results: Row) -> str:
     lines = [
         "# Pruning", "",
         "Written by `python benchmarks/pruning/run.py`, from results.json. The drop is in the",
-        "metric's own units, on the evaluation data; bytes are the ONNX file's. Speed-ups are over the",
-        "untouched model in the same precision and run: on OpenVINO both compute in bfloat16 where",
-        "the processor does.", "",
+        "metric's own units, on the evaluation data; bytes are the ONNX file's. Speed-ups are over",
+        "the untouched model in the same precision and run: on OpenVINO both compute in bfloat16",
+        "where the processor does. The last column is minutes in all.", "",
     ]  # fmt: skip
     kinds = {title: entry for title, entry in results.items() if "kind" in entry}
     if kinds:
@@ -239,7 +239,7 @@ def table(results: Row) -> str:
         where = f"{entry['date']}, commit {entry['commit']}, {entry['host']['cpu']}"
         lines += [
             f"## {title}", "", f"{entry['recovery_minutes']:g} minutes of recovery; {where}.", "",
-            "| way | MACs | parameters | score | drop | bytes | ONNX Runtime | OpenVINO | minutes |",
+            "| way | MACs | parameters | score | drop | bytes | ONNX Runtime | OpenVINO | all |",
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         lines += [_line(way, row) for way, row in entry["rows"].items()] + [""]
