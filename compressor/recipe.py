@@ -115,7 +115,8 @@ class Recipe:
         shape: input name → dimension or range, for every target.
         seed: of every random choice.
         minutes: end the run after about this long with the best found so far: each candidate gets
-            at most half of what is left, and steps that take longer are stopped.
+            at most half of what is left, and steps that take longer are stopped. Shared steps are
+            done first and whole: give `recover` minutes of its own.
         schema: version of this format.
     """
 
