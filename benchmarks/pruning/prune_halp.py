@@ -211,6 +211,8 @@ def _knapsack(
             pick[cost:] = np.where(better, number, pick[cost:])
         picks.append((options, pick))
         best = made
+    if not np.isfinite(best).any():  # the table finds the narrowest too slow already
+        return {g.name: _options(g, scores[g.name], table, layers, unit)[0][2] for g in groups}
     at, removal = int(np.argmax(best)), {}
     for group, (options, pick) in zip(reversed(groups), reversed(picks), strict=True):
         _, cost, gone = options[pick[at]]
