@@ -23,7 +23,7 @@ from compressor.quantization.reconstruction_rows import (
     window,
 )
 from compressor.quantization.reconstruction_taps import Tap
-from compressor.sources.torch_io import call, tensors, threads
+from compressor.sources.torch_io import call, first_input, tensors, threads
 from exporters.base import Env
 from runtimes.base import Feeds
 from runtimes.errors import Refusal
@@ -93,7 +93,7 @@ class Module:
 
 
 def _take(seen: list[Any], _layer: Any, args: Any, kwargs: Any) -> None:
-    seen.append((args[0] if args else kwargs["input"]).detach().numpy())
+    seen.append(first_input(args, kwargs).detach().numpy())
 
 
 def _matrix(layer: Any, weight: Any) -> Any:

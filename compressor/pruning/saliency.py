@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.pruning.graph import ChannelGroup, Member
-from compressor.sources.torch_io import OutputKind, call, plain_attention
+from compressor.sources.torch_io import OutputKind, call, first_input, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -196,9 +196,11 @@ def _watched(
     seen: dict[str, list[Tensor]] = {name: [] for name in sorted(consumers)}
 
     def hook(name: str) -> Any:
-        return lambda _layer, args: seen[name].append(args[0])
+        return lambda _layer, args, kwargs: seen[name].append(first_input(args, kwargs))
 
-    handles = [layers[name].register_forward_pre_hook(hook(name)) for name in seen]
+    handles = [
+        layers[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in seen
+    ]
     try:
         yield seen
     finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.pruning.graph import ChannelGroup, spread
 from compressor.pruning.removal import remove, zero
-from compressor.sources.torch_io import call, plain_attention
+from compressor.sources.torch_io import call, first_input, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,12 +83,17 @@ def _scales(module: nn.Module, example: Sequence[Tensor]) -> dict[str, float]:
     found: dict[str, float] = {}
 
     def hook(name: str) -> Any:
-        def note(_layer: Any, args: Any) -> None:
-            found[name] = max(float(args[0].double().square().mean()) ** 0.5, 1e-6)
+        def note(_layer: Any, args: Any, kwargs: Any) -> None:
+            x = first_input(args, kwargs)
+            found[name] = max(float(x.double().square().mean()) ** 0.5, 1e-6)
 
         return note
 
-    handles = [m.register_forward_pre_hook(hook(n)) for n, m in module.named_modules() if _norm(m)]
+    handles = [
+        m.register_forward_pre_hook(hook(n), with_kwargs=True)
+        for n, m in module.named_modules()
+        if _norm(m)
+    ]
     try:
         with torch.no_grad(), plain_attention():
             call(module.eval(), example)
@@ -117,7 +122,8 @@ def _fix_norms(module: nn.Module, scales: Mapping[str, float]) -> None:
 def _constant(layer: Any, scale: float) -> Any:
     from torch import nn
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        x = first_input(args, kwargs)
         last = (-1,) if not isinstance(layer, nn.GroupNorm) else (-1, *[1] * (x.dim() - 2))
         y = x / scale
         y = y if layer.weight is None else y * layer.weight.reshape(last)

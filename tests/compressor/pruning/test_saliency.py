@@ -57,3 +57,32 @@ def test_lamp_is_a_share_of_what_is_not_smaller() -> None:
     groups = groups_of(module, torch.zeros(2, 6))
     (found,) = saliency.lamp(module, groups).values()
     np.testing.assert_allclose(found, [4 / 13, 1 / 14, 1.0], rtol=1e-6)
+
+
+class Called(nn.Module):
+    """Every layer is called with a keyword, as some code does, or none is."""
+
+    def __init__(self, keywords: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+        self.rnn, self.last = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 4)
+        self.keywords = keywords
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.keywords:
+            return self.last(self.rnn(self.norm(self.first(x))[:, None], None)[0][:, 0])
+        inner = self.norm(input=self.first(input=x))
+        return self.last(input=self.rnn(hx=None, input=inner[:, None])[0][:, 0])
+
+
+def test_layers_called_with_keywords_are_as_those_that_are_not() -> None:
+    x, found = torch.randn(32, 6), []
+    for keywords in (True, False):
+        module = Called(keywords).eval()
+        groups = groups_of(module, x[:2])
+        assert [g.name for g in groups] == ["first", "rnn"]
+        found.append(saliency.taylor(module, groups, [[x]], ["values"], seed=0))
+    for name, values in found[0].items():
+        assert (values > 0).all()
+        np.testing.assert_array_equal(found[1][name], values)
