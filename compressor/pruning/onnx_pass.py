@@ -26,7 +26,7 @@ from compressor.pruning.onnx_saliency import WIDTHS, Curve, Readers, curves, rea
 from compressor.pruning.onnx_trace import Shape, join_constants, own_constants, trace
 from compressor.pruning.onnx_units import Trace
 from compressor.pruning.outcome import left, of_original
-from compressor.pruning.plan import Kind, Scope, fitted
+from compressor.pruning.plan import Kind, Scope, fitted, resolve
 from compressor.quantization.blas import one_blas_thread
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
@@ -111,9 +111,7 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
 
 
 def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:
-    kind: Kind = options.saliency
-    if kind == "auto":
-        kind = "reconstruction" if data else "l2"
+    kind, scope = resolve(options.saliency, options.scope, "reconstruction" if data else None)
     if kind in ("taylor", "hessian"):
         raise UsageError(
             f"saliency {kind} needs gradients, which an ONNX graph has none of",
@@ -126,9 +124,6 @@ def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:
             where="prune_channels",
             fix="give data.calibration, or use saliency: l2",
         )
-    scope: Scope = options.scope
-    if scope == "auto":
-        scope = "uniform" if kind in ("l2", "random") else "global"
     return kind, scope
 
 

@@ -8,8 +8,8 @@ whole module's by, as a smaller norm's own statistics would hide every mistake.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressor.pruning.graph import ChannelGroup, spread
 from compressor.pruning.removal import remove, zero
@@ -18,6 +18,10 @@ from compressor.sources.torch_io import call, first_input, plain_attention
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_Item = TypeVar("_Item")
+_Why = TypeVar("_Why")
+
+# What a forward raises that finds less, or another layer, than it expects.
 FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError,
             AttributeError, ArithmeticError)  # fmt: skip
 OUTPUTS = "its channels are the model's outputs"
@@ -60,6 +64,31 @@ def failure(
     if not all(close(a, b) for a, b in zip(smaller, before, strict=True)):
         return _MIXED, ""
     return None
+
+
+def sifted(
+    items: Sequence[_Item], failure: Callable[[Sequence[_Item]], _Why]
+) -> tuple[list[_Item], list[tuple[_Item, _Why]]]:
+    """What passes its trial, and what fails it alone, with the reason.
+
+    `failure` of some items together is false where they pass; what fails is halved.
+    """
+    passed: list[_Item] = []
+    failed: list[tuple[_Item, _Why]] = []
+
+    def sift(part: Sequence[_Item]) -> None:
+        why = failure(part)
+        if not why:
+            passed.extend(part)
+        elif len(part) == 1:
+            failed.append((part[0], why))
+        else:
+            sift(part[: len(part) // 2])
+            sift(part[len(part) // 2 :])
+
+    if items:
+        sift(items)
+    return passed, failed
 
 
 def _told(
