@@ -126,12 +126,6 @@ def _aim(job: Job, options: Any, budget: Budget) -> _Aim:
     """`UsageError` before the work where the budget removes nothing or saliency lacks data."""
     data = job.parts is not None
     kind, scope = resolve(options.saliency, options.scope, "reconstruction" if data else None)
-    if kind in ("taylor", "hessian"):
-        raise UsageError(
-            f"saliency {kind} needs gradients, which an ONNX graph has none of",
-            where="prune_channels",
-            fix="use saliency: reconstruction, or hand in the torch module",
-        )
     if kind == "reconstruction" and not data:
         raise UsageError(
             f"saliency reconstruction needs {LEAST} samples (and 6 batches) of data",

@@ -56,12 +56,6 @@ def score(subject: Subject, kind: Kind, samples: int) -> tuple[saliency.Saliency
     Raises `UsageError` where `taylor` is asked for without data.
     """
     data = subject.data
-    if kind == "reconstruction":
-        raise UsageError(
-            "saliency reconstruction is for ONNX graphs",
-            where="prune_channels",
-            fix="use saliency: taylor, which has the module's gradients",
-        )
     if kind == "random":
         return saliency.random(subject.groups, subject.seed), "saliency: random, a control"
     if kind == "l2":

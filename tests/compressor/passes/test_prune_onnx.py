@@ -161,9 +161,20 @@ def test_a_fixed_batch(samples, repaired, tmp_path):
     assert outputs(made, {"image": DATA["image"][:4]}).shape == (4, 10)
 
 
-def test_taylor_is_for_modules(tmp_path):
-    with pytest.raises(UsageError, match="needs gradients"):
-        pruned(tmp_path, saliency="taylor")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"saliency": "taylor"}, "taylor needs gradients"),
+        ({"saliency": "hessian"}, "hessian needs gradients"),
+        ({"keep": {"latency": "50%"}, "on": "onnxruntime"}, "not by time"),
+    ],
+)
+def test_options_for_modules_are_refused(options, why, tmp_path):
+    source = artifact(models.mlp(), tmp_path / "source")
+    (refusal,) = prune_channels.refusals(source, Options(**options), Context())
+    assert why in refusal.why
+    with pytest.raises(Unsupported, match=why):
+        pruned(tmp_path, env=env_of(tmp_path, source), **options)
 
 
 def test_widths_are_multiples(tmp_path):
@@ -212,7 +223,6 @@ def test_unreachable_budget_says_how_far_it_can_go(tmp_path):
     ("options", "why"),
     [
         ({"keep": {"params": 10**9}}, "removes nothing"),
-        ({"keep": {"latency": "50%"}}, "latency is no budget here"),
         ({"saliency": "reconstruction"}, "needs 10 samples"),
     ],
 )
