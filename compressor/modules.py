@@ -344,6 +344,14 @@ def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
         owner._buffers[leaf] = value
 
 
+def parameter_names(module: nn.Module) -> dict[int, list[str]]:
+    """`id` of a parameter → every name that it has in `module`; tied ones have several."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found
+
+
 def _tie(module: nn.Module, alias: str, name: str) -> None:
     owner, leaf = _owner(module, name)
     other, other_leaf = _owner(module, alias)

@@ -233,12 +233,14 @@ class _Planner:
                 module = load_step(spec.name, place)
                 if fmt in TORCH_FORMATS and fmt not in module.ACCEPTS and "onnx" in module.ACCEPTS:
                     planned.append(self._step(StepSpec("to_onnx"), place, context, rung))
+                    self._refusals(planned[-1], fmt)
                     fmt = "onnx"
                 if fmt == "onnx" and spec.name == "to_onnx":
                     continue  # an ONNX source needs none
                 if fmt not in module.ACCEPTS:
                     self._wrong_format(spec.name, fmt, module.ACCEPTS, place)
                 planned.append(self._step(spec, place, context, rung))
+                self._refusals(planned[-1], fmt)
                 fmt = fmt if module.PRODUCES == "same" else module.PRODUCES
             except CompressError as error:
                 self._caught(error)
@@ -260,16 +262,14 @@ class _Planner:
             self._problem(where, f"needs {role} data, and none is given", fix=f"add data.{role}")
         if spec.name == "to_onnx":  # a format of no target: one export serves them all
             context = Context(dims=context.dims, seed=context.seed, threads=context.threads)
-        if not spec.optional:
-            self._refusals(module, options, context, where)
         return PlannedStep(spec.name, options, context, where, rung, spec.optional)
 
-    def _refusals(self, module: Any, options: Any, context: Context, where: str) -> None:
-        if self.source is None or self.source.format not in module.ACCEPTS:
-            return
-        for refusal in module.refusals(self.source, options, context):
-            at = f"{where}: {refusal.where}"
-            self._problem(at, refusal.why, fix=refusal.fix, code=4)
+    def _refusals(self, step: PlannedStep, fmt: str) -> None:
+        module, source = load_step(step.name), self.source
+        if step.optional or not source or source.format not in {fmt, "onnx"} & module.ACCEPTS:
+            return  # a module that was exported on the way is looked at once it is
+        for refusal in module.refusals(source, step.options, step.context):
+            self._problem(f"{step.where}: {refusal.where}", refusal.why, fix=refusal.fix, code=4)
 
     def _wrong_format(self, name: str, fmt: str, accepts: frozenset[str], where: str) -> None:
         fix = "move it before the step that changed the format"

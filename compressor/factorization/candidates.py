@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compressor.factorization import pairs
+from compressor.modules import parameter_names
 from compressor.pruning import costs
 from compressor.pruning.select import kept_layers
-from compressor.pruning.trial import close
+from compressor.pruning.trial import FAILURES, close, sifted
 from compressor.sources.torch_io import call
 from runtimes.errors import Refusal, Unsupported
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _READ_FIX = "call the layer and leave its weights to it, or keep it"
-# What a forward raises that finds a pair where it expects a layer.
-_FAILURES = (
-    RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError, AttributeError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def select(
     """
     kept = kept_layers(module, keep)
     macs = costs.layer_macs(module, example)
-    users = _users(module)
+    users = parameter_names(module)
     found: list[Candidate] = []
     reasons: list[Refusal] = []
     for name, layer in _layers(module):
@@ -89,14 +86,6 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
         elif isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and layer not in inside:
             yield name, layer
-
-
-def _users(module: nn.Module) -> dict[int, list[str]]:
-    """Parameter → every name that it has in the module."""
-    found: dict[int, list[str]] = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        found.setdefault(id(p), []).append(name)
-    return found
 
 
 def _unfit(name: str, layer: Any, users: Mapping[int, list[str]]) -> str:
@@ -152,21 +141,8 @@ def _that_run(
 
     with torch.no_grad():
         wanted = call(module.eval(), example)
-    fit: list[Candidate] = []
-    reasons: list[Refusal] = []
-
-    def sift(part: Sequence[Candidate]) -> None:
-        why = _trial_failure(module, example, part, wanted) if part else ""
-        if not why:
-            fit.extend(part)
-        elif len(part) == 1:
-            reasons.append(Refusal(part[0].name, why, _READ_FIX))
-        else:
-            sift(part[: len(part) // 2])
-            sift(part[len(part) // 2 :])
-
-    sift(found)
-    return fit, reasons
+    fit, failed = sifted(found, lambda part: _trial_failure(module, example, part, wanted))
+    return fit, [Refusal(one.name, why, _READ_FIX) for one, why in failed]
 
 
 def _trial_failure(
@@ -184,7 +160,7 @@ def _trial_failure(
     try:
         with torch.no_grad():
             got = call(trial.eval(), example)
-    except _FAILURES as error:
+    except FAILURES as error:
         text = str(error).strip().splitlines()
         return f"with a pair in its place the module fails: {text[-1] if text else error!r}"
     same = [o.shape for o in got] == [o.shape for o in wanted]

@@ -19,7 +19,7 @@ import numpy as np
 
 from compressor.factorization import pairs
 from compressor.factorization.candidates import Candidate
-from compressor.sources.torch_io import call
+from compressor.sources.torch_io import call, first_input
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -160,7 +160,7 @@ def _watched(candidates: Sequence[Candidate], seed: int) -> Iterator[Mapping[str
         def add(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
             values = output
             if moments.of_inputs:
-                values = args[0] if args else kwargs["input"]
+                values = first_input(args, kwargs)
             moments.add(_some(_rows(layer, values, moments.of_inputs), generator))
 
         return add

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.pruning.budget import check_widths, parse_budget
+from compressor.pruning.budget import LATENCY, check_widths, parse_budget
 from compressor.pruning.plan import Kind, Scope
 from compressor.pruning.source import patterned
 from compressor.pruning.source import refusals as source_refusals
@@ -23,7 +23,7 @@ from exporters.base import Context, Env, Refusal
 from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
-REV = 3
+REV = 4
 ACCEPTS = frozenset({"module", "onnx"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
@@ -76,23 +76,50 @@ def tools() -> dict[str, str]:
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
-    """Formats that hold neither module nor graph, quantized graphs, and what is not installed.
+    """Sources that hold no channels to remove, options for other sources, what is not installed.
 
     Layers are looked at in `run`, once the model is there.
     """
-    del options, context
-    return source_refusals(source, "channels of {} cannot be removed", _MODULE_TOOLS)
+    found = source_refusals(source, "channels of {} cannot be removed", _MODULE_TOOLS)
+    found += _misfits(source, options)
+    if source.format == "module" and not (options.on or context.target or _counted(options)):
+        why = "latency is measured on a target, and a shared list has none"
+        found.append(
+            Refusal("keep.latency", why, "set `on: <target>`, or move the step into one's")
+        )
+    return found
+
+
+def _counted(options: Options) -> bool:
+    return LATENCY not in options.keep
+
+
+def _misfits(source: Artifact, options: Options) -> list[Refusal]:
+    """Options that are for the other kind of source."""
+    kind, found = options.saliency, []
+    if source.format == "module" and kind == "reconstruction":
+        fix = "use taylor, which has the module's gradients"
+        found.append(Refusal("saliency", "reconstruction is for ONNX graphs", fix))
+    if source.format == "onnx" and kind in ("taylor", "hessian"):
+        why = f"{kind} needs gradients, which an ONNX graph has none of"
+        found.append(Refusal("saliency", why, "use reconstruction, or give the torch module"))
+    if source.format == "onnx" and not _counted(options):
+        why = "channels of an ONNX graph are chosen by what is counted, not by time"
+        found.append(Refusal("keep.latency", why, "keep macs, or give the torch module"))
+    return found
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Prune the module or graph in `source` to the budget.
 
     Raises `Unsupported` naming every layer and reason where nothing can be removed, the module
-    cannot be traced, or its weights have a pattern; `UsageError` where the budget cannot be met or
-    a `keep` matches nothing.
+    cannot be traced, its weights have a pattern, or an option is for another kind of source;
+    `UsageError` where the budget cannot be met or a `keep` matches nothing.
     """
     if found := patterned(source, "put prune_channels before prune_pattern"):
         raise Unsupported("its zeros would be lost", found, where="prune_channels")
+    if found := _misfits(source, options):
+        raise Unsupported("options are for another source", found, where="prune_channels")
     if source.format == "onnx":
         from compressor.pruning.onnx_pass import run_onnx
 

@@ -138,14 +138,16 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Distil the original into the module in `source`.
 
-    Raises `UsageError` where training changed nothing for the better, `BuildFailed` where it
-    diverged, `Unsupported` where the outputs hold nothing to train towards.
+    Frozen weights stay as they are, unless all are, as after an export: then it says nothing about
+    any of them, and all are trained, which a note says. The factory freezes them again.
+    Raises `UsageError` where training changed nothing for the better, or there is nothing to train;
+    `BuildFailed` where it diverged, `Unsupported` where the outputs hold nothing to train towards.
     """
     import torch
 
     data = env.data["training"]
     with threads(env.context.threads), torch.random.fork_rng():
-        task = _task(source, options, env, data)
+        task, thawed = _task(source, options, env, data)
         schedule = decide(
             options, task, env.checkpoint, env.scratch,
             seed=env.context.seed, decay=options.decay, bfloat16=_bfloat16(options.precision),
@@ -160,21 +162,25 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
             got=f"{min(state.history, default=state.start):.4g} at best",
             fix="leave the step out, or train longer or with a lower lr",
         )
-    factory = reference_of(source)
+    factory, facts = reference_of(source), _facts(source, schedule, task, state)
+    facts["notes"] += thawed
     return write_module(
         env.work, task.student, source.inputs, source.outputs,
-        factory=factory,
-        facts=_facts(source, schedule, task, state) | budget_facts(options, schedule, "recover"),
+        factory=factory, facts=facts | budget_facts(options, schedule, "recover"),
     )  # fmt: skip
 
 
-def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.Task:
+def _task(
+    source: Artifact, options: Options, env: Env, data: Samples
+) -> tuple[loop.Task, list[str]]:
+    """What is trained, and notes."""
     import torch
 
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
     env.progress(0.0, "getting ready")
     student = load_module(source, env.factory)
+    thawed = _thawed(student)
     original = load_module(env.reference, env.factory).eval()
     few = list(range(min(8, len(data))))[: _most(source, data)]
     batch = tensors(source.inputs, data.feeds(few))
@@ -189,10 +195,29 @@ def _task(source: Artifact, options: Options, env: Env, data: Samples) -> loop.T
     held = min(2000, max(1, round(options.held_out * len(data))))
     student.to(memory_format=torch.channels_last)
     hold(student, source.facts)
-    return loop.Task(
+    task = loop.Task(
         student, teacher, source.inputs, data, order[held:], order[:held],
         features=features, labels=labels,
     )  # fmt: skip
+    return task, thawed
+
+
+def _thawed(student: nn.Module) -> list[str]:
+    """Unfreeze a module whose weights are all frozen, and say so; `UsageError` where it has none.
+
+    `prune_channels` takes such a module the same way.
+    """
+    weights = [p for p in student.parameters() if p.is_floating_point()]
+    if not weights:
+        raise UsageError(
+            "the module has no weights to train", where="recover",
+            expected="a parameter of floats", got="none", fix="leave the step out",
+        )  # fmt: skip
+    if any(p.requires_grad for p in weights):
+        return []
+    for p in weights:
+        p.requires_grad_(True)
+    return ["recover trained all weights: the module has them all frozen (requires_grad is False)"]
 
 
 def _labels(

@@ -4,9 +4,10 @@ Engines fuse, pad and reorder, so that a layer's time alone says little; whole m
 through the target's own steps, and timed side by side: the untouched one, uniformly narrower ones,
 and one for each of the largest groups at half its width. Costs are a constant and a term per layer
 that shrinks with the widths on both of its sides, fitted to these times with the layers' MACs as
-the prior. Allocation by saliency over saved time is then the knapsack of Shen et al., "Structural
-Pruning via Latency-Saliency Knapsack" (NeurIPS 2022), on measured steps; what comes out is timed
-again and the aim corrected.
+the prior. Allocation is then the greedy descent by saliency lost over time saved (`allocate`), on
+the fitted sum; what comes out is timed again and the aim corrected. Saliency against latency as a
+knapsack, solved from tables of timed layers, is Shen et al., "Structural Pruning via
+Latency-Saliency Knapsack" (NeurIPS 2022): not what is done here.
 """
 
 from __future__ import annotations

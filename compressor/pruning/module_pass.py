@@ -16,7 +16,7 @@ from compressor.pruning import costs, effects, graph, latency, saliency, tie
 from compressor.pruning.budget import LATENCY, Budget, parse_budget
 from compressor.pruning.clock import clock
 from compressor.pruning.outcome import left, of_original
-from compressor.pruning.plan import Scope, Subject, choose, resolve, score
+from compressor.pruning.plan import Kind, Scope, Subject, choose, resolve, score
 from compressor.pruning.removal import INNER, remove
 from compressor.pruning.select import select
 from compressor.sources.torch_io import example_batch, threads
@@ -41,7 +41,8 @@ def run_module(source: Artifact, options: Any, env: Env) -> Artifact:
         parts = [part for group in groups for part in group.parts or (group,)]
         subject = Subject(module, example, parts, source.inputs, data, env.context.seed)
         env.progress(0.2, "estimating saliency")
-        kind, scope = resolve(options.saliency, options.scope, data is not None)
+        best: Kind | None = None if data is None else "taylor"
+        kind, scope = resolve(options.saliency, options.scope, best)
         scores, how = score(subject, kind, options.samples)
         groups, scores = tie.aligned(groups, scores)
         subject = replace(subject, groups=groups)

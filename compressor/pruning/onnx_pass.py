@@ -15,7 +15,7 @@ import numpy as np
 from compressor.macs import by_node
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget, parse_budget
-from compressor.pruning.costs import Measure
+from compressor.pruning.costs import CostModel, Measure
 from compressor.pruning.effects import data_of
 from compressor.pruning.onnx_data import LEAST, Parts, batch_for, enough, parts, seen_shapes
 from compressor.pruning.onnx_groups import Group, cost_model, groups, masked, removed
@@ -26,7 +26,7 @@ from compressor.pruning.onnx_saliency import WIDTHS, Curve, Readers, curves, rea
 from compressor.pruning.onnx_trace import Shape, join_constants, own_constants, trace
 from compressor.pruning.onnx_units import Trace
 from compressor.pruning.outcome import left, of_original
-from compressor.pruning.plan import Kind, Scope, fitted
+from compressor.pruning.plan import Kind, Scope, fitted, resolve
 from compressor.quantization.blas import one_blas_thread
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
@@ -74,8 +74,9 @@ def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
     before = count_parameters(model)
     copies, biases = own_constants(model), add_biases(model)
     job, left_alone = _job(model, source, options, env)
+    aim = _aim(job, options, budget)
     seen = _readers(job, options)
-    chosen, notes = _choose(job, seen, options, budget)
+    chosen, notes = _choose(job, seen, options, aim)
     gone = {g.roots[i] for g in job.groups for i in chosen.get(g.name, ())}
     made, more = _made(job, seen, gone, options)
     drop_zero_biases(made, biases)
@@ -110,48 +111,51 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
     return Job(model, found, shapes, samples, usable, split, env), refused
 
 
-def _resolved(options: Any, data: bool) -> tuple[Kind, Scope]:
-    kind: Kind = options.saliency
-    if kind == "auto":
-        kind = "reconstruction" if data else "l2"
-    if kind in ("taylor", "hessian"):
-        raise UsageError(
-            f"saliency {kind} needs gradients, which an ONNX graph has none of",
-            where="prune_channels",
-            fix="use saliency: reconstruction, or hand in the torch module",
-        )
+@dataclass(frozen=True)
+class _Aim:
+    """What to come down to, and by what."""
+
+    budget: Budget
+    cost: CostModel
+    limit: float
+    kind: Kind
+    scope: Scope
+
+
+def _aim(job: Job, options: Any, budget: Budget) -> _Aim:
+    """`UsageError` before the work where the budget removes nothing or saliency lacks data."""
+    data = job.parts is not None
+    kind, scope = resolve(options.saliency, options.scope, "reconstruction" if data else None)
     if kind == "reconstruction" and not data:
         raise UsageError(
             f"saliency reconstruction needs {LEAST} samples (and 6 batches) of data",
             where="prune_channels",
             fix="give data.calibration, or use saliency: l2",
         )
-    scope: Scope = options.scope
-    if scope == "auto":
-        scope = "uniform" if kind in ("l2", "random") else "global"
-    return kind, scope
+    measure = budget.counted("prune_channels of an ONNX graph:")
+    cost = cost_model(job.model, job.trace, job.groups, job.shapes, measure, job.samples)
+    return _Aim(budget, cost, budget.limit(cost({})), kind, scope)
 
 
 def _choose(
-    job: Job, seen: Readers, options: Any, budget: Budget
+    job: Job, seen: Readers, options: Any, aim: _Aim
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Group name → its channels that go, and notes."""
-    kind, scope = _resolved(options, job.parts is not None)
     multiple = options.multiple or job.env.context.width_multiple
-    measure = budget.counted("prune_channels of an ONNX graph:")
-    cost = cost_model(job.model, job.trace, job.groups, job.shapes, measure, job.samples)
-    limit = budget.limit(cost({}))  # an error before the work
-    if kind == "reconstruction":
+    if aim.kind == "reconstruction":
         found = _curves(job, seen, options)
         made = lambda step: [_ladder(g, found[g.name], step, options.floor) for g in job.groups]  # noqa: E731
         how = "saliency: error of the outputs after reconstruction"
     else:
-        scores = _scores(job, kind)
+        scores = _scores(job, aim.kind)
         made = lambda step: [  # noqa: E731
             allocate.ladder(g.channels, scores[g.name], step, options.floor) for g in job.groups
         ]
-        how = f"saliency: {'random, a control' if kind == 'random' else f'{kind} of the weights'}"
-    chosen, notes = fitted(cost, made, budget, limit, scope=scope, multiple=multiple)
+        what = "random, a control" if aim.kind == "random" else f"{aim.kind} of the weights"
+        how = f"saliency: {what}"
+    chosen, notes = fitted(
+        aim.cost, made, aim.budget, aim.limit, scope=aim.scope, multiple=multiple
+    )
     return chosen, [how, *notes]
 
 

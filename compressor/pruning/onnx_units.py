@@ -84,10 +84,6 @@ class Units:
         for root in {self.root(int(i)) for i in ids}:
             self.reasons.setdefault(root, Refusal(where, why))
 
-    def reason(self, unit: int) -> Refusal | None:
-        """Why this unit must stay, if it must."""
-        return self.reasons.get(self.root(unit))
-
 
 @dataclass(frozen=True)
 class Size:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.modules import load_module, reference_of, write_module
+from compressor.modules import load_module, parameter_names, reference_of, write_module
 from compressor.pruning import effects
 from compressor.pruning.pattern_pass import Slot, run_pattern, with_pattern
 from compressor.pruning.patterns import parse_pattern
@@ -23,7 +23,7 @@ from compressor.quantization.reconstruction_rows import (
     window,
 )
 from compressor.quantization.reconstruction_taps import Tap
-from compressor.sources.torch_io import call, tensors, threads
+from compressor.sources.torch_io import call, first_input, tensors, threads
 from exporters.base import Env
 from runtimes.base import Feeds
 from runtimes.errors import Refusal
@@ -93,7 +93,7 @@ class Module:
 
 
 def _take(seen: list[Any], _layer: Any, args: Any, kwargs: Any) -> None:
-    seen.append((args[0] if args else kwargs["input"]).detach().numpy())
+    seen.append(first_input(args, kwargs).detach().numpy())
 
 
 def _matrix(layer: Any, weight: Any) -> Any:
@@ -165,14 +165,14 @@ def _sorted_out(
     module: nn.Module, keep: Sequence[str], quads: bool, least: int
 ) -> tuple[list[Slot], list[Refusal]]:
     """The weights that may have the pattern, and why others may not."""
-    kept, users = kept_layers(module, keep), _users(module)
+    kept, names = kept_layers(module, keep), parameter_names(module)
     slots, reasons = [], []
     known: set[int] = set()
     for name, layer in module.named_modules():
         parameters = dict(layer.named_parameters(recurse=False))
         for slot in _slots(name, layer):
             weight = parameters.get(slot.weight.rpartition(".")[2])
-            why = f"kept: {name}" if name in kept else _unfit(layer, weight, users, quads)
+            why = f"kept: {name}" if name in kept else _unfit(layer, weight, names, quads)
             if weight is not None:
                 known.add(id(weight))
             if why:
@@ -185,22 +185,14 @@ def _sorted_out(
     return slots, reasons
 
 
-def _users(module: nn.Module) -> dict[int, int]:
-    """Parameter → how many names it has."""
-    counts: dict[int, int] = {}
-    for _, parameter in module.named_parameters(remove_duplicate=False):
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return counts
-
-
-def _unfit(layer: Any, weight: Any, users: dict[int, int], quads: bool) -> str:
+def _unfit(layer: Any, weight: Any, names: Mapping[int, list[str]], quads: bool) -> str:
     """Why a weight is left alone; "" where it may have zeros."""
     import torch
     from torch import nn
 
     if weight is None:
         return "its weight is computed from others (a parametrization)"
-    if users[id(weight)] > 1:
+    if len(names[id(weight)]) > 1:
         return "its weight is tied to another layer's"
     if not weight.requires_grad:
         return "its weight is frozen"

@@ -70,13 +70,6 @@ class Pattern:
         ranks = np.argsort(np.argsort(-quads, axis=-1, kind="stable"), axis=-1, kind="stable")
         return _as_columns((ranks < round(_QUAD * keep)).reshape(channels.shape))
 
-    def holds(self, weight: Any, kernel: int) -> bool:
-        """Whether a weight's zeros leave at most two of any four input channels."""
-        if not self.quads:
-            return True
-        channels = _by_channel(weight != 0, kernel)
-        return bool((channels.reshape(*channels.shape[:3], -1, _QUAD).sum(axis=-1) <= 2).all())
-
 
 def threshold(values: Any, keep: float) -> float:
     """What the share `keep` of `values` lies above; -inf where all stay."""

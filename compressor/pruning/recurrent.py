@@ -93,8 +93,8 @@ def _one_node(layer: Any) -> Any:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError("for reading the graph only")
 
-    def traced(x: Any, hx: Any = None) -> Any:
-        out, *hidden = Opaque.apply(x, hx, weight)  # the weight: a node even where x has none
+    def traced(input: Any, hx: Any = None) -> Any:  # noqa: A002 - as torch names it
+        out, *hidden = Opaque.apply(input, hx, weight)  # the weight: a node even where it has none
         return out, tuple(hidden) if len(hidden) > 1 else hidden[0]
 
     return traced

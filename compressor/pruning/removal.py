@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.modules import set_tensor
+from compressor.modules import parameter_names, set_tensor
 from compressor.pruning import recurrent
 from compressor.pruning.graph import ChannelGroup, Member
 from compressor.sizes import resize
@@ -163,10 +163,7 @@ def _slices(
 
 
 def _check_ties(module: nn.Module, plan: Mapping[str, Mapping[int, set[int]]]) -> None:
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    for tied in names.values():
+    for tied in parameter_names(module).values():
         if len({str(sorted(plan.get(n, {}).items())) for n in tied}) > 1:
             raise ValueError(f"tied weights: {' and '.join(tied)} would lose different channels")
 

@@ -14,14 +14,16 @@ labels, and their values (nats, or squared output deviations) compare across gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.pruning import recurrent
 from compressor.pruning.graph import ChannelGroup, Member
-from compressor.sources.torch_io import OutputKind, call, plain_attention
+from compressor.pruning.removal import cuts
+from compressor.sources.torch_io import OutputKind, call, first_input, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +39,7 @@ def random(groups: Sequence[ChannelGroup], seed: int) -> Saliency:
 
 def l2(module: nn.Module, groups: Sequence[ChannelGroup]) -> Saliency:
     """Mean over the coupled layers of the squared norm of a channel's weights, per group mean 1."""
-    sums = _by_channel(module, groups, lambda layer: layer.weight.detach().double().square())
+    sums = _by_channel(module, groups, _squares)
     return {name: total / max(float(total.mean()), 1e-30) for name, total in sums.items()}
 
 
@@ -72,22 +74,29 @@ def hessian(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    weights = {layer: layer.weight for layer in module.modules() if _is_weighted(layer)}
-    total = {layer: torch.zeros_like(w, dtype=torch.float64) for layer, w in weights.items()}
+    weights = {
+        (layer, name): w for layer in module.modules() for name, w in _weights(layer).items()
+    }
+    total = {key: torch.zeros_like(w, dtype=torch.float64) for key, w in weights.items()}
     samples = 0
     module.eval()
     for batch in batches:
         with _unfrozen(module):
             score = _drawn_score(call(module, batch), kinds, generator)
             grads = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
-        for layer, grad in zip(weights, grads, strict=True):
+        for key, grad in zip(weights, grads, strict=True):
             if grad is not None:
-                total[layer] += grad.double().square()
+                total[key] += grad.double().square()
         samples += int(batch[0].shape[0])
     count = 2 * max(1, samples)
     return _by_channel(
-        module, groups, lambda layer: total[layer] * layer.weight.detach().double().square() / count
+        module, groups, lambda layer, name: total[layer, name] * _squares(layer, name) / count
     )
+
+
+def _squares(layer: Any, name: str) -> Tensor:
+    squares: Tensor = getattr(layer, name).detach().double().square()
+    return squares
 
 
 @contextmanager
@@ -107,34 +116,70 @@ def _unfrozen(module: nn.Module) -> Iterator[None]:
 
 
 def _by_channel(
-    module: nn.Module, groups: Sequence[ChannelGroup], values: Callable[[Any], Tensor]
+    module: nn.Module, groups: Sequence[ChannelGroup], values: Callable[[Any, str], Tensor]
 ) -> Saliency:
-    """Per group and channel, `values` of the weights that go with it, summed over all layers."""
+    """Per group and channel, `values` of the weights that go with it, summed over all layers.
+
+    `values` of a layer and the name of its weight has the weight's shape.
+    """
     layers = dict(module.named_modules())
     found = {}
     for group in groups:
         total = np.zeros(group.width)
         for member in group.members:
             layer = layers.get(member.layer)
-            if _is_weighted(layer):
-                sums = _channel_sums(layer, member.side, values(layer))
+            own = {name: values(layer, name) for name in _weights(layer)}
+            if own:
+                sums = _channel_sums(layer, member.side, own)
                 np.add.at(total, list(member.root), sums[list(member.own)])
         found[group.name] = total
     return found
 
 
-def _is_weighted(layer: Any) -> bool:
+def _weights(layer: Any) -> dict[str, Tensor]:
+    """The weights of a layer whose channels are told apart, by name."""
     from torch import nn
 
-    return isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
+    if isinstance(layer, nn.RNNBase):
+        return {name: p for name, p in layer.named_parameters(recurse=False) if p.dim() == 2}
+    known = isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
+    return {"weight": layer.weight} if known else {}
 
 
-def _channel_sums(layer: Any, side: str, values: Tensor) -> np.ndarray:
+def _channel_sums(layer: Any, side: str, found: Mapping[str, Tensor]) -> np.ndarray:
+    if "weight" not in found:
+        return _recurrent_sums(layer, side, found)
+    values = found["weight"]
     conv = values.dim() > 2
     axis = (0 if side == "out" else 1) if not (conv and layer.transposed) else int(side == "out")
     sums: np.ndarray = values.transpose(0, axis).flatten(1).sum(1).numpy()
     grouped = conv and layer.groups > 1 and axis == 1
     return np.tile(sums, layer.groups) if grouped else sums
+
+
+def _recurrent_sums(layer: Any, side: str, found: Mapping[str, Tensor]) -> np.ndarray:
+    """Of inputs their columns; of a hidden unit all gates' rows and all columns that read it.
+
+    Directions share their units: each of a unit's channels has its part of the unit's sum.
+    """
+    import torch
+
+    parts = recurrent.directions(layer) if side == "out" else 1
+    size = layer.hidden_size if side == "out" else layer.input_size
+    sums, rows = np.zeros(size), dict[str, list[int]]()
+    for name, axis, index in cuts(layer, side, range(size)):
+        if name not in found:
+            continue  # a bias
+        taken = found[name].index_select(axis, torch.tensor(index))
+        sums += taken.sum(1 - axis).reshape(-1, size).sum(0).numpy()
+        if axis == 0:
+            rows[name] = index
+        elif name in rows:  # where a unit's rows and columns meet, they were added twice
+            both = taken.index_select(0, torch.tensor(rows[name])).reshape(
+                -1, size, len(index) // size, size
+            )
+            sums -= both.diagonal(dim1=1, dim2=3).sum((0, 1)).numpy()
+    return np.tile(sums / parts, parts)
 
 
 def taylor(
@@ -196,9 +241,11 @@ def _watched(
     seen: dict[str, list[Tensor]] = {name: [] for name in sorted(consumers)}
 
     def hook(name: str) -> Any:
-        return lambda _layer, args: seen[name].append(args[0])
+        return lambda _layer, args, kwargs: seen[name].append(first_input(args, kwargs))
 
-    handles = [layers[name].register_forward_pre_hook(hook(name)) for name in seen]
+    handles = [
+        layers[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in seen
+    ]
     try:
         yield seen
     finally:

@@ -102,21 +102,10 @@ def _sifted(
     module: nn.Module, example: Sequence[Tensor], groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], dict[str, tuple[str, str]]]:
     """Groups that pass their trial, and name → (reason, fix) of those that do not."""
-    kept: list[ChannelGroup] = []
-    failed: dict[str, tuple[str, str]] = {}
-
-    def sift(part: Sequence[ChannelGroup]) -> None:
-        why = trial.failure(module, example, part) if part else None
-        if why is None:
-            kept.extend(part)
-        elif len(part) == 1:
-            failed[part[0].name] = why
-        else:
-            sift(part[: len(part) // 2])
-            sift(part[len(part) // 2 :])
-
-    sift([g for g in groups if g.units > 1])
-    return kept, failed
+    kept, failed = trial.sifted(
+        [g for g in groups if g.units > 1], lambda part: trial.failure(module, example, part)
+    )
+    return kept, {group.name: why for group, why in failed if why}
 
 
 def _apart(

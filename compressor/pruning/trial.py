@@ -8,16 +8,20 @@ whole module's by, as a smaller norm's own statistics would hide every mistake.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressor.pruning.graph import ChannelGroup, spread
 from compressor.pruning.removal import remove, zero
-from compressor.sources.torch_io import call, plain_attention
+from compressor.sources.torch_io import call, first_input, plain_attention
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_Item = TypeVar("_Item")
+_Why = TypeVar("_Why")
+
+# What a forward raises that finds less, or another layer, than it expects.
 FAILURES = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, KeyError,
             AttributeError, ArithmeticError)  # fmt: skip
 OUTPUTS = "its channels are the model's outputs"
@@ -62,6 +66,31 @@ def failure(
     return None
 
 
+def sifted(
+    items: Sequence[_Item], failure: Callable[[Sequence[_Item]], _Why]
+) -> tuple[list[_Item], list[tuple[_Item, _Why]]]:
+    """What passes its trial, and what fails it alone, with the reason.
+
+    `failure` of some items together is false where they pass; what fails is halved.
+    """
+    passed: list[_Item] = []
+    failed: list[tuple[_Item, _Why]] = []
+
+    def sift(part: Sequence[_Item]) -> None:
+        why = failure(part)
+        if not why:
+            passed.extend(part)
+        elif len(part) == 1:
+            failed.append((part[0], why))
+        else:
+            sift(part[: len(part) // 2])
+            sift(part[len(part) // 2 :])
+
+    if items:
+        sift(items)
+    return passed, failed
+
+
 def _told(
     error: Exception, example: Sequence[Tensor], groups: Sequence[ChannelGroup]
 ) -> tuple[str, str]:
@@ -83,12 +112,17 @@ def _scales(module: nn.Module, example: Sequence[Tensor]) -> dict[str, float]:
     found: dict[str, float] = {}
 
     def hook(name: str) -> Any:
-        def note(_layer: Any, args: Any) -> None:
-            found[name] = max(float(args[0].double().square().mean()) ** 0.5, 1e-6)
+        def note(_layer: Any, args: Any, kwargs: Any) -> None:
+            x = first_input(args, kwargs)
+            found[name] = max(float(x.double().square().mean()) ** 0.5, 1e-6)
 
         return note
 
-    handles = [m.register_forward_pre_hook(hook(n)) for n, m in module.named_modules() if _norm(m)]
+    handles = [
+        m.register_forward_pre_hook(hook(n), with_kwargs=True)
+        for n, m in module.named_modules()
+        if _norm(m)
+    ]
     try:
         with torch.no_grad(), plain_attention():
             call(module.eval(), example)
@@ -117,7 +151,8 @@ def _fix_norms(module: nn.Module, scales: Mapping[str, float]) -> None:
 def _constant(layer: Any, scale: float) -> Any:
     from torch import nn
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        x = first_input(args, kwargs)
         last = (-1,) if not isinstance(layer, nn.GroupNorm) else (-1, *[1] * (x.dim() - 2))
         y = x / scale
         y = y if layer.weight is None else y * layer.weight.reshape(last)

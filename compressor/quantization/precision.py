@@ -143,8 +143,3 @@ def _unasked(layer: LayerPrecision, held: Mapping[str, int]) -> LayerRow:
         time_ns=layer.time_ns,
         beside=list(layer.beside),
     )
-
-
-def fallbacks(rows: Sequence[LayerRow]) -> list[LayerRow]:
-    """Layers that were asked to run in INT8 and did not."""
-    return [row for row in rows if row.requested == "int8" and row.achieved not in {"int8", FOLDED}]

@@ -76,6 +76,13 @@ def call(module: nn.Module, batch: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
+def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a layer was called with, which a hook sees: `layer(x)` or `layer(input=x)`."""
+    if args:
+        return args[0]
+    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
+
+
 def example_batch(
     inputs: Sequence[TensorSpec], dims: Mapping[str, int], data: Samples | None, seed: int
 ) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from compressor.gates import parse_gate
@@ -11,17 +13,21 @@ from compressor.schema import Problems
 from compressor.shapes import resolve_shapes
 from exporters.base import Context
 from runtimes.errors import UsageError
-from runtimes.types import TensorSpec
+from runtimes.types import Artifact, TensorSpec
 
 INPUTS = (TensorSpec("image", "float32", ("batch", 1, 28, 28)),)
 
 
 def planned(
-    recipe: dict, *, source_format: str = "onnx", roles: frozenset[str] = frozenset({"calibration"})
+    recipe: dict,
+    *,
+    source: Artifact | None = None,
+    source_format: str = "onnx",
+    roles: frozenset[str] = frozenset({"calibration"}),
 ) -> Plan:
     return make_plan(
         load_recipe(recipe),
-        source=None,
+        source=source,
         source_format=source_format,
         inputs=INPUTS,
         roles=roles,
@@ -124,3 +130,15 @@ def test_three_spellings_of_a_shape(value: object) -> None:
 def test_shapes_that_do_not_fit(raw: dict, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         resolve_shapes(raw, INPUTS, "targets.x")
+
+
+def test_options_are_held_against_the_format_that_a_step_gets(tmp_path: Path) -> None:
+    """A module is a graph by then where an export comes first."""
+    module = Artifact(tmp_path, "module", "module.json", INPUTS, INPUTS, {}, {})
+    prune = {"prune_channels": {"saliency": "reconstruction"}}
+    targets = {"onnxruntime": {}}
+    with pytest.raises(Problems, match=r"steps\[0\].*saliency.*ONNX graphs"):
+        planned({"steps": [prune], "targets": targets}, source=module, source_format="module")
+    after = {"steps": ["to_onnx", prune], "targets": targets}
+    made = planned(after, source=module, source_format="module")
+    assert [s.name for s in made.shared] == ["to_onnx", "prune_channels"]

@@ -221,6 +221,22 @@ def test_exported_models_are_refused_with_the_fix(tmp_path):
     assert prune_channels.refusals(source, Options(), Context()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "target", "why"),
+    [
+        ({"saliency": "reconstruction"}, None, "is for ONNX graphs"),
+        ({"keep": {"latency": "50%"}}, None, "a shared list has none"),
+        ({"keep": {"latency": "50%"}}, "openvino", ""),
+        ({"keep": {"latency": "50%"}, "on": "openvino"}, None, ""),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_the_run(options, target, why, tmp_path):
+    source = sm.source("mlp", tmp_path)
+    found = prune_channels.refusals(source, Options(**options), Context(target=target))
+    assert len(found) == bool(why)
+    assert all(why in refusal.why and refusal.fix for refusal in found)
+
+
 def test_removed_channels_are_numbered_as_in_the_original(tmp_path):
     env = env_of("mlp", tmp_path)
     first = prune_channels.run(env.reference, Options(keep={"params": 0.6}), env)

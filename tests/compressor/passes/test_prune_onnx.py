@@ -161,9 +161,20 @@ def test_a_fixed_batch(samples, repaired, tmp_path):
     assert outputs(made, {"image": DATA["image"][:4]}).shape == (4, 10)
 
 
-def test_taylor_is_for_modules(tmp_path):
-    with pytest.raises(UsageError, match="needs gradients"):
-        pruned(tmp_path, saliency="taylor")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"saliency": "taylor"}, "taylor needs gradients"),
+        ({"saliency": "hessian"}, "hessian needs gradients"),
+        ({"keep": {"latency": "50%"}, "on": "onnxruntime"}, "not by time"),
+    ],
+)
+def test_options_for_modules_are_refused(options, why, tmp_path):
+    source = artifact(models.mlp(), tmp_path / "source")
+    (refusal,) = prune_channels.refusals(source, Options(**options), Context())
+    assert why in refusal.why
+    with pytest.raises(Unsupported, match=why):
+        pruned(tmp_path, env=env_of(tmp_path, source), **options)
 
 
 def test_widths_are_multiples(tmp_path):
@@ -208,10 +219,28 @@ def test_unreachable_budget_says_how_far_it_can_go(tmp_path):
         pruned(tmp_path, keep={"macs": 0.02}, floor=0.5, saliency="l2")
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"keep": {"params": 10**9}}, "removes nothing"),
+        ({"saliency": "reconstruction"}, "needs 10 samples"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(options, why, tmp_path, monkeypatch):
+    def worked(*_):
+        raise AssertionError("layers were read first")
+
+    monkeypatch.setattr(onnx_pass, "readers", worked)
+    source = artifact(models.mlp(), tmp_path / "source")
+    env = env_of(tmp_path, source, data=0 if "saliency" in options else 200)
+    with pytest.raises(UsageError, match=why):
+        pruned(tmp_path, env=env, **options)
+
+
 def test_quantized_graphs_are_refused(tmp_path):
     source = artifact(models.already_quantized(), tmp_path / "source")
     (refusal,) = prune_channels.refusals(source, Options(), Context())
-    assert "its channels have scales" in refusal.why
+    assert "its weights have scales" in refusal.why
     assert (
         prune_channels.refusals(artifact(models.mlp(), tmp_path / "b"), Options(), Context()) == []
     )

@@ -181,6 +181,35 @@ def test_an_original_has_nothing_to_recover(tmp_path):
         recover.run(reference, Options(**FAST), env_of("mlp", tmp_path, reference))
 
 
+@pytest.mark.parametrize(("layers", "note"), [(("0", "2", "4"), True), (("0",), False)])
+def test_frozen_weights_stay_unless_all_are(layers, note, tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    before = load_module(source, sm.CASES["mlp"][0]).state_dict()
+
+    def frozen():
+        module = sm.CASES["mlp"][0]()
+        for name in layers:
+            module.get_submodule(name).requires_grad_(False)
+        return module
+
+    env = env_of("mlp", tmp_path, reference)
+    env.factory = frozen
+    made = recover.run(source, Options(**FAST), env)
+    after = load_module(made, frozen)
+    assert any("all frozen" in told for told in made.facts["notes"]) is note
+    assert torch.equal(after.state_dict()["0.weight"], before["0.weight"]) is not note
+    assert not torch.equal(after.state_dict()["2.weight"], before["2.weight"])
+    assert not any(after.get_submodule(name).weight.requires_grad for name in layers)
+
+
+def test_a_module_without_weights_has_nothing_to_train(tmp_path):
+    source = sm.artifact(torch.nn.ReLU(), tmp_path / "source", *sm.CASES["mlp"][1:])
+    env = env_of("mlp", tmp_path, source)
+    env.factory = torch.nn.ReLU
+    with pytest.raises(UsageError, match="no weights to train"):
+        recover.run(source, Options(**FAST), env)
+
+
 def test_divergence_names_the_learning_rate(tmp_path):
     reference, source = pruned("mlp", tmp_path)
     with pytest.raises((BuildFailed, UsageError), match="lower lr"):
