@@ -11,6 +11,7 @@ from compressor.quantization.calibration import Statistics, batches
 from compressor.quantization.conformance import onnx_violations, require_conforming
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
+from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
 from exporters._onnx_graph import STANDARD_DOMAINS, load_model, opset_of, save_model
 from exporters._onnx_opset import quantized_ops
@@ -124,7 +125,7 @@ def _facts(
 
     return {
         "requested": requested(made),
-        "notes": [*source.facts.get("notes", []), *_notes(made)],
+        "notes": [*source.facts.get("notes", []), integers(scheme), *_notes(made)],
         "quantization": {
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
@@ -136,6 +137,15 @@ def _facts(
             "reduce_range": scheme.reduce_range,
         },
     }
+
+
+def integers(scheme: QuantScheme) -> str:
+    """The note on what the layers compute in: signs, scales and range, as the scheme has them."""
+    weights = f"{'s' if scheme.weight_signed else 'u'}{scheme.weight_bits}"
+    activations = f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    each = "channel" if scheme.weight_per_channel else "tensor"
+    span = "7-bit weights: no VNNI" if scheme.reduce_range else "full range"
+    return f"{INTEGERS}weights {weights} per {each}, activations {activations}, {span}"
 
 
 def requested(made: Quantized) -> list[dict[str, str]]:
