@@ -13,7 +13,7 @@ from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
 from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import STANDARD_DOMAINS, load_model, opset_of, save_model
+from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes, load_model, opset_of, save_model
 from exporters._onnx_opset import quantized_ops
 from exporters._schemes import ONNXRUNTIME
 from exporters.base import Context, Env, Keep, QuantScheme
@@ -35,12 +35,12 @@ def keep_of(context: Context, exclude: tuple[str, ...]) -> Keep:
 
 
 def model_refusals(model: Any) -> list[Refusal]:
-    """What no quantization of ours takes: already quantized models, custom operators."""
+    """What no quantization of ours takes: quantized models; custom operators, in bodies too."""
     done = quantized_ops(model)
     if done:
         why = f"the model is already quantized: it holds {', '.join(done)}"
         return [Refusal("model", why, "hand in the float model it was made from")]
-    custom = [node for node in model.graph.node if node.domain not in _KNOWN_DOMAINS]
+    custom = [node for node in all_nodes(model) if node.domain not in _KNOWN_DOMAINS]
     return [
         Refusal(
             node.name,

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.quantization.onnx_pass import integers
+from compressor.quantization.onnx_pass import integers, model_refusals
 from exporters._schemes import ONNXRUNTIME_ARM, ONNXRUNTIME_X86
 from exporters.base import Keep
 from runtimes.errors import BuildFailed, Unsupported, UsageError
+from tests import models
 from tests.compressor.quantization.helpers import (
     apply,
     executed,
@@ -51,6 +52,17 @@ def test_onnxruntime_runs_a_transformers_products_in_integers(tmp_path):
 def test_openvino_runs_convolutions_in_integers(tmp_path):
     made = apply(tmp_path, prepared(tmp_path, "convnet", "openvino"), "quantize_static")
     assert precisions(made)["int8"] >= 5
+
+
+def test_a_custom_operator_in_a_branch_is_found():
+    model = models.if_subgraph()
+    assert model_refusals(model) == []
+    (choice,) = [node for node in model.graph.node if node.op_type == "If"]
+    inner = choice.attribute[0].g.node[0]
+    inner.domain, inner.op_type = "acme", "Fold"
+    (found,) = model_refusals(model)
+    assert found.where == inner.name
+    assert "acme::Fold is custom" in found.why
 
 
 def test_what_the_layers_compute_in_is_said(tmp_path):
