@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 RUN_SCHEMA = 1
+# A quantizing step's note on its integers begins so; reports give it a line of its own.
+INTEGERS = "INT8: "
 State = Literal["pass", "fail", "inconclusive", "not_judged"]
 Interval = tuple[float, float]
 

@@ -84,23 +84,34 @@ def _reader(feeds: Feeds) -> Any:
     return Reader()
 
 
+def _prepared(model: Path, folder: str) -> str:
+    """The model after `quant_pre_process`, which ONNX Runtime advises; where that fails, as it is."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    made = Path(folder) / "prepared.onnx"
+    try:
+        quant_pre_process(str(model), str(made))
+    except Exception as error:  # noqa: BLE001 - whatever its shape inference raises
+        print(f"not prepared: {error}", file=sys.stderr)
+        return str(model)
+    return str(made)
+
+
 def ort_static(model: Path, feeds: Feeds, out: Path) -> None:
     """`quant_pre_process`, then `quantize_static`."""
     from onnxruntime.quantization import quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(model), str(prepared))
-        quantize_static(str(prepared), str(out / "model.onnx"), _reader(feeds))
+        quantize_static(_prepared(model, folder), str(out / "model.onnx"), _reader(feeds))
 
 
 def ort_dynamic(model: Path, feeds: Feeds, out: Path) -> None:
-    """`quantize_dynamic`."""
+    """`quant_pre_process`, then `quantize_dynamic`."""
     from onnxruntime.quantization import quantize_dynamic
 
     del feeds
-    quantize_dynamic(str(model), str(out / "model.onnx"))
+    with tempfile.TemporaryDirectory() as folder:
+        quantize_dynamic(_prepared(model, folder), str(out / "model.onnx"))
 
 
 def modelopt(model: Path, feeds: Feeds, out: Path) -> None:

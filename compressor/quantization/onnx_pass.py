@@ -11,8 +11,9 @@ from compressor.quantization.calibration import Statistics, batches
 from compressor.quantization.conformance import onnx_violations, require_conforming
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
+from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import STANDARD_DOMAINS, load_model, opset_of, save_model
+from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes, load_model, opset_of, save_model
 from exporters._onnx_opset import quantized_ops
 from exporters._schemes import ONNXRUNTIME
 from exporters.base import Context, Env, Keep, QuantScheme
@@ -34,12 +35,12 @@ def keep_of(context: Context, exclude: tuple[str, ...]) -> Keep:
 
 
 def model_refusals(model: Any) -> list[Refusal]:
-    """What no quantization of ours takes: already quantized models, custom operators."""
+    """What no quantization of ours takes: quantized models; custom operators, in bodies too."""
     done = quantized_ops(model)
     if done:
         why = f"the model is already quantized: it holds {', '.join(done)}"
         return [Refusal("model", why, "hand in the float model it was made from")]
-    custom = [node for node in model.graph.node if node.domain not in _KNOWN_DOMAINS]
+    custom = [node for node in all_nodes(model) if node.domain not in _KNOWN_DOMAINS]
     return [
         Refusal(
             node.name,
@@ -124,7 +125,7 @@ def _facts(
 
     return {
         "requested": requested(made),
-        "notes": [*source.facts.get("notes", []), *_notes(made)],
+        "notes": [*source.facts.get("notes", []), integers(scheme), *_notes(made)],
         "quantization": {
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
@@ -136,6 +137,15 @@ def _facts(
             "reduce_range": scheme.reduce_range,
         },
     }
+
+
+def integers(scheme: QuantScheme) -> str:
+    """The note on what the layers compute in: signs, scales and range, as the scheme has them."""
+    weights = f"{'s' if scheme.weight_signed else 'u'}{scheme.weight_bits}"
+    activations = f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    each = "channel" if scheme.weight_per_channel else "tensor"
+    span = "7-bit weights: no VNNI" if scheme.reduce_range else "full range"
+    return f"{INTEGERS}weights {weights} per {each}, activations {activations}, {span}"
 
 
 def requested(made: Quantized) -> list[dict[str, str]]:

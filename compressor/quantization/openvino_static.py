@@ -32,6 +32,7 @@ from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_smooth import has_attention
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
+from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
 from exporters.base import Env
 from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
@@ -62,11 +63,12 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     stay = kept(named(model), keep_of(env.context, options.exclude))
     smoothed = _smooth(model, set(stay), source, options, env)
     made = _quantize(model, sorted(stay), source, options, env)
-    notes = smooth.note(smoothed)
+    notes = [_integers(model), *_replaced(options.method), *smooth.note(smoothed)]
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
         made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
-        notes = ["SmoothQuant was undone: OpenVINO computed something else with it"]
+        undone = "SmoothQuant was undone: OpenVINO computed something else with it"
+        notes = [_integers(model), *_replaced(options.method), undone]
     if env.context.scheme is not None:
         found = openvino_violations(made, env.context.scheme)
         require_conforming(found, "quantize_static")
@@ -160,6 +162,18 @@ def _errors(nncf: Any) -> tuple[type[Exception], ...]:
     """What NNCF raises where it cannot do a model; its errors have no base class of their own."""
     own = (e for e in vars(nncf.errors).values() if isinstance(e, type))
     return (RuntimeError, *(e for e in own if issubclass(e, Exception)))
+
+
+def _integers(model: Any) -> str:
+    """The note on what the layers compute in; NNCF narrows the first convolutions by default."""
+    span = "full range"
+    if any(op.get_type_name() == "Convolution" for op in model.get_ops()):
+        span += " but for the first convolutions (7-bit weights, whatever the CPU)"
+    return f"{INTEGERS}weights s8 per channel, activations s8 and u8, {span}"
+
+
+def _replaced(method: str) -> list[str]:
+    return ["entropy is not there in NNCF: mse is used"] if method == "entropy" else []
 
 
 def _estimator(nncf: Any, method: str) -> Any:

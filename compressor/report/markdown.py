@@ -109,7 +109,10 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         [show.VERDICT[c.state], _code(c.gate), _cell(show.check_text(c))]
         for c in chosen.checks[:ROWS]
     ]
-    parts = [_folded(f"{target.name}: before and after", _table([_cell(h) for h in head], rows))]
+    lines = _table([_cell(h) for h in head], rows)
+    if computes := show.integers(record, chosen):
+        lines += ["", _cell(computes)]
+    parts = [_folded(f"{target.name}: before and after", lines)]
     if gates:
         parts.append(
             _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))

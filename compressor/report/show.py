@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compressor.result import (
+    INTEGERS,
     Candidate,
     Check,
     Interval,
@@ -53,6 +54,8 @@ SHARES = frozenset(
         "accuracy",
     }
 )
+# Flags of /proc/cpuinfo for sums of four 8-bit products in 32 bits.
+_MULTIPLIES = frozenset({"avx512_vnni", "avx_vnni", "avx10_1", "asimddp", "i8mm"})
 FLOATS = ("float", "f32", "f16", "bf16", "fp", "half", "bfloat")
 
 
@@ -228,6 +231,18 @@ def executed(rows: Sequence[LayerRow]) -> list[LayerRow]:
     """Layers with a time of their own, not those inside another; all from an engine without."""
     timed = [row for row in rows if row.time_ns is not None]
     return timed or list(rows)
+
+
+def notes(record: RunRecord, candidate: Candidate) -> list[str]:
+    """The candidate's notes; the one on its integers with what this CPU multiplies them by."""
+    have = sorted(_MULTIPLIES & set(record.host.get("isa") or ()))
+    by = f" ({', '.join(have)})" if have else ""
+    return [note + by if note.startswith(INTEGERS) else note for note in candidate.notes]
+
+
+def integers(record: RunRecord, candidate: Candidate) -> str:
+    """Signs, scales and range of a quantized candidate's integers; empty for others."""
+    return next((n for n in notes(record, candidate) if n.startswith(INTEGERS)), "")
 
 
 def twin_of(target: TargetResult) -> Candidate | None:

@@ -63,6 +63,8 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     for cost in slower(target)[:1]:
         lines += _wrapped("slower", "; ".join(sentences(cost)))
     lines += _numbers(record, chosen)
+    if computes := show.integers(record, chosen):
+        lines += _wrapped("computes in", computes)
     return lines + _kept(chosen) + _passed(chosen)
 
 

@@ -48,7 +48,7 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "layers": layer_view(chosen),
         "damage": damage.view(target),
         "slower": [slower_view(cost) for cost in slower(target)],
-        "notes": chosen.notes,
+        "notes": show.notes(record, chosen),
     }
 
 

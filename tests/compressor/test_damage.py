@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from compressor.quantization.damage import damage, decibels
 from compressor.quantization.keep import exactly
 from compressor.quantization.sensitivity import FLOAT, OPTIONS, STORED, Budget, Group
+from compressor.report import html
 from compressor.report.damage import flags, recipe_line
 from compressor.result import Damage
 from runtimes.base import LayerPrecision
+from tests.run_records import candidate, record, target
 
 BYTES = {FLOAT: 4000, "half": 2000, "w8": 1040, "int8": 1040, "w4": 540, "int8-w4": 540}
 
@@ -111,6 +114,22 @@ def test_what_is_pasted_is_quoted() -> None:
     made = Damage("int8", [], 2, 2, 8, 1.0, 20.0, keep=["/layer/Conv", exactly("a[0]"), "fc"])
     assert recipe_line(made) == 'keep: {float: ["/layer/Conv", "a[[]0]", fc]}'
     assert flags(made) == "--keep-float /layer/Conv --keep-float 'a[[]0]' --keep-float fc"
+
+
+def test_the_page_draws_a_bar_of_each_layers_share() -> None:
+    found = damage(FakeBench(NOISE), "int8", Budget(), target_db=20)
+    looked = candidate("int8", 0.03, None, damage=found, state="fail")
+    failed = target(state="fail", candidates=[looked, candidate("twin", 0.0, None)])
+    (chart,) = re.findall(r'<ol class="damage".*?</ol>', html(record(failed)), re.S)
+    bars = re.findall(r'<rect class="k-\w+" x="0.0" y="0" width="([\d.]+)"', chart)
+    names = re.findall(r"<li><span>(\w+) ", chart)
+    figures = re.findall(r"<b>([\d.]+) %</b>", chart)
+    assert names == [row.layer for row in found.rows]
+    shares = np.array([row.share for row in found.rows])
+    assert np.array(figures, float) / 100 == pytest.approx(shares, abs=6e-4)
+    # The worst layer's bar spans the column; no bar vanishes.
+    wanted = np.maximum(1000 * shares / shares[0], 0.6)
+    assert np.array(bars, float) == pytest.approx(wanted, abs=0.06)
 
 
 def test_decibels_stay_within_what_json_holds() -> None:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from compressor.explain import explain
 from compressor.record import parse_record, record_text
 from compressor.report import html, junit, markdown, terminal, write_reports
 from compressor.report.markdown import MARKER
@@ -222,6 +223,19 @@ def test_terminal_of_a_pass_says_everything_the_first_screen_needs():
         "PASS  exit 0: every gate passed",
     ):
         assert part in text
+
+
+def test_every_report_says_what_the_integers_are():
+    note = "INT8: weights s8 per channel, activations u8, full range"
+    best = candidate("int8-w4", 0.003, 2.9, checks=checks(), state="pass", notes=[note])
+    made = record(target(candidates=[best, candidate("twin", 0.0, None)]))
+    said = note + " (avx512_vnni)"
+    assert f"<li>{said}</li>" in html(made)
+    assert said.replace("_", "\\_") in markdown(made)
+    for lines in (terminal(made), explain(made)):
+        assert "computes in" in " ".join(lines)
+        assert said in " ".join(" ".join(lines).split())
+    assert "computes in" not in " ".join([*terminal(record()), *explain(record())])
 
 
 def test_terminal_of_a_failure_gives_the_reason_first():

@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.quantization.onnx_pass import integers, model_refusals
+from exporters._schemes import ONNXRUNTIME_ARM, ONNXRUNTIME_X86
 from exporters.base import Keep
 from runtimes.errors import BuildFailed, Unsupported, UsageError
+from tests import models
 from tests.compressor.quantization.helpers import (
     apply,
     executed,
@@ -49,6 +52,50 @@ def test_onnxruntime_runs_a_transformers_products_in_integers(tmp_path):
 def test_openvino_runs_convolutions_in_integers(tmp_path):
     made = apply(tmp_path, prepared(tmp_path, "convnet", "openvino"), "quantize_static")
     assert precisions(made)["int8"] >= 5
+
+
+def test_a_custom_operator_in_a_branch_is_found():
+    model = models.if_subgraph()
+    assert model_refusals(model) == []
+    (choice,) = [node for node in model.graph.node if node.op_type == "If"]
+    inner = choice.attribute[0].g.node[0]
+    inner.domain, inner.op_type = "acme", "Fold"
+    (found,) = model_refusals(model)
+    assert found.where == inner.name
+    assert "acme::Fold is custom" in found.why
+
+
+def test_what_the_layers_compute_in_is_said(tmp_path):
+    made = apply(tmp_path, prepared(tmp_path, "mlp"), "quantize_static")
+    vnni = "INT8: weights s8 per channel, activations u8, full range"
+    assert vnni in made.facts["notes"]
+    assert integers(ONNXRUNTIME_X86) == vnni.replace("full range", "7-bit weights: no VNNI")
+    assert integers(ONNXRUNTIME_ARM) == vnni.replace("u8", "s8")
+
+
+def test_openvinos_first_convolutions_are_narrow_and_it_is_said(tmp_path):
+    import openvino
+
+    made = apply(tmp_path, prepared(tmp_path, "convnet", "openvino"), "quantize_static")
+    ops = openvino.Core().read_model(str(made.path)).get_ordered_ops()
+    kept = [
+        op.get_data()
+        for op in ops
+        if op.get_type_name() == "Constant" and op.get_element_type() == openvino.Type.i8
+    ]
+    assert [int(abs(values.astype(int)).max()) for values in kept] == [63, 127, 127, 127, 127]
+    assert any("first convolutions (7-bit weights" in note for note in made.facts["notes"])
+
+
+def test_openvino_says_that_it_has_no_entropy(tmp_path):
+    said = "entropy is not there in NNCF: mse is used"
+    given = prepared(tmp_path, "mlp", "openvino")
+    made = apply(tmp_path, given, "quantize_static", method="entropy")
+    assert said in made.facts["notes"]
+    assert "7-bit" not in " ".join(made.facts["notes"])
+    other = apply(tmp_path / "mse", given, "quantize_static", method="mse")
+    assert said not in other.facts["notes"]
+    assert made.path.with_suffix(".bin").read_bytes() == other.path.with_suffix(".bin").read_bytes()
 
 
 def test_a_file_that_does_not_shrink_is_said(tmp_path):
