@@ -243,6 +243,7 @@ def table(models: dict[str, Row]) -> str:
                 f"{head} {engine} | {made['shipped']} | −{100 * made['reduction']:.1f} % | "
                 f"{speed} | {'✓' if made['runs'] else '✗'} |"
             )
+    lines += _bounded(models)
     lines += ["", f"Calibration on {CALIBRATION:,} samples, ONNX Runtime:", ""]
     lines += [
         "| model | who | peak MB | without mapped files | minutes | |",
@@ -256,6 +257,20 @@ def table(models: dict[str, Row]) -> str:
                 f"{found.get('failed', '')[:100]} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _bounded(models: dict[str, Row]) -> list[str]:
+    """A line for every second run, which was held to a budget."""
+    told = []
+    for name, row in models.items():
+        held = row.get("minutes")
+        if isinstance(held, dict) and "run" in held:
+            run = held["run"]
+            told.append(
+                f"{name} with the default gates under `--minutes {held['asked']:g}` took "
+                f"{run['seconds'] / 60:.1f} minutes and {run['process_bytes'] / 1e6:.0f} MB."
+            )
+    return ["", *told] if told else []
 
 
 def _of(row: Row) -> str:
