@@ -57,7 +57,8 @@ def drift(
     """Outputs and states of two models side by side, over the steps up to each of `after`.
 
     The sequences of `samples` follow each other, again from the first where they are too short,
-    and the state is never set back.
+    and the state is never set back. A state that grows, such as a cache of keys and values, has as
+    much room as the sequences need and no more: the first of them is all that is run.
 
     Args:
         original: one step of the original model, batch 1.
@@ -70,7 +71,8 @@ def drift(
     outputs, state = _Likeness(), _Likeness()
     first, second = states
     now: tuple[dict[str, Any], dict[str, Any]] | None = None
-    for count, (feeds, at) in enumerate(_forever(samples, first), 1):
+    steps = _sequence(samples, 0, first) if first.grows else _forever(samples, first)
+    for count, (feeds, at) in enumerate(steps, 1):
         if now is None:
             now = first.first(feeds), second.first(feeds)
         want, got = (
@@ -91,5 +93,9 @@ def drift(
 def _forever(samples: Samples, state: RecurrentState) -> Iterator[tuple[Feeds, int]]:
     while True:
         for i in range(len(samples)):
-            feeds = samples.feeds([i])
-            yield from ((feeds, at) for at in range(steps_of(feeds, state)))
+            yield from _sequence(samples, i, state)
+
+
+def _sequence(samples: Samples, index: int, state: RecurrentState) -> Iterator[tuple[Feeds, int]]:
+    feeds = samples.feeds([index])
+    yield from ((feeds, at) for at in range(steps_of(feeds, state)))

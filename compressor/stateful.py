@@ -125,6 +125,13 @@ class RecurrentState:
         first = next((s.shape[0] for s in self.driven if s.shape), None)
         return spec.shape.index(first) if isinstance(first, str) and first in spec.shape else None
 
+    @property
+    def grows(self) -> bool:
+        """A state gets longer with every step: it has a free dimension that nothing else has."""
+        known = {dim for spec in self.driven for dim in spec.shape}
+        free = {dim for spec in self.specs for dim in spec.shape if isinstance(dim, str)}
+        return bool(free - known)
+
     def sequence_inputs(self, given: Sequence[str] = ()) -> tuple[TensorSpec, ...]:
         """What a data set holds: driven inputs with an axis of steps, and initial states `given`.
 

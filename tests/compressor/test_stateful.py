@@ -264,6 +264,23 @@ def test_drift_grows_with_the_steps_and_loops_short_data(tmp_path):
     assert found[0].state_sqnr_db != found[-1].state_sqnr_db
 
 
+def test_a_state_that_grows_is_run_for_one_sequence(tmp_path):
+    artifact = opened(tmp_path, cache(), {"past": "present"})
+    samples, state = data(artifact, {"frame": sequences(3, 12)[..., :4]})
+    lengths = []
+
+    def run(feeds):
+        lengths.append(feeds["past"].shape[1])
+        return session.run(feeds)
+
+    with load_runtime("onnxruntime").open_session(artifact) as session:
+        rows = drift(run, run, (state, state), samples)
+    assert [row.after for row in rows] == [1, 10]
+    assert max(lengths) == 11
+    (tmp_path / "lstm").mkdir()
+    assert not RecurrentState.of(opened(tmp_path / "lstm", layered(), BOTH)).grows
+
+
 def test_metrics_score_the_last_step_or_each(tmp_path):
     outputs = {"y": np.eye(4, dtype=np.float32)[[[0, 1, 2], [3, 3, 1]]]}  # [2, 3, 4]
     top1 = load_metric("top1", tmp_path)
