@@ -85,7 +85,7 @@ def _reader(feeds: Feeds) -> Any:
 
 
 def _prepared(model: Path, folder: str) -> str:
-    """The model after `quant_pre_process`, as ONNX Runtime advises; where that fails, as it is."""
+    """The model after `quant_pre_process`, as ONNX Runtime advises; else as it is."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     made = Path(folder) / "prepared.onnx"
