@@ -45,7 +45,7 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     size = show.smaller(chosen.size_bytes, record.reference.size_bytes)
     lines = _row(target.name, f"{chosen.name}, {size}; {target.state.replace('_', ' ')}")
     if computes := show.integers(record, chosen):
-        lines += _row("computes in", computes)
+        lines += _row("integers", computes)
     lines += _rows("not smaller", _not_smaller(target, chosen))
     lines += _rows("not faster", _not_faster(target, chosen))
     lines += _rows("not accurate", _not_accurate(record, target, chosen))

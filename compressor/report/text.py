@@ -64,7 +64,7 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
         lines += _wrapped("slower", "; ".join(sentences(cost)))
     lines += _numbers(record, chosen)
     if computes := show.integers(record, chosen):
-        lines += _wrapped("computes in", computes)
+        lines += _wrapped("integers", computes)
     return lines + _kept(chosen) + _passed(chosen)
 
 
