@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from compressor.memory import release
 from compressor.plan import PlannedStep
 from compressor.result import StepRecord
 from compressor.schema import to_json
-from compressor.steps import load_step, options_json
+from compressor.steps import load_step, named_code, options_json
 from compressor.store import Store, Workplace, key_of
 from exporters.base import Context, Samples, Step, Trial
 from runtimes.errors import BuildFailed, Unsupported
@@ -119,9 +119,8 @@ class Engine:
         """Option that names a function of the user's → digests of the files it is made of."""
         from compressor.sources.code import code_digests
 
-        named = {f.name: getattr(options, f.name) for f in fields(options) if "code" in f.metadata}
         base = self.base_dir or Path.cwd()
-        return {name: code_digests(value, base) for name, value in named.items() if value}
+        return {name: code_digests(value, base) for name, value in named_code(options).items()}
 
     def _run(
         self,

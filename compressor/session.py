@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from compressor.recipe import Recipe
 from compressor.result import Reference
 from compressor.rounds import PRUNE
 from compressor.stateful import RecurrentState, Steps
-from compressor.steps import load_step
+from compressor.steps import load_step, named_code
 from compressor.store import Store
 from compressor.trials import selecting, trial
 from exporters.base import Context, Samples, Trial
@@ -129,9 +129,8 @@ class Session:
         """Raise where a step lacks labels or a function of the user's, before any work."""
         rungs = [rung for target in self.plan.targets for rung in target.rungs]
         for step in [*self.plan.shared, *(step for rung in rungs for step in rung.steps)]:
-            for name in fields(step.options):
-                if "code" in name.metadata and (reference := getattr(step.options, name.name)):
-                    import_reference(reference, self.request.base_dir)
+            for reference in named_code(step.options).values():
+                import_reference(reference, self.request.base_dir)
             check = getattr(load_step(step.name), "check_data", None)
             if check is not None:
                 check(step.options, self.opened.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -75,6 +75,12 @@ def parse_options(spec: StepSpec, where: str) -> Any:
     from compressor.schema import parse  # pydantic: only once a recipe is there to validate
 
     return parse(load_step(spec.name, where).Options, dict(spec.options), where)
+
+
+def named_code(options: Any) -> dict[str, str]:
+    """Options that are set and name a function of the user's (`metadata={"code": True}`)."""
+    named = {f.name: getattr(options, f.name) for f in fields(options) if "code" in f.metadata}
+    return {name: reference for name, reference in named.items() if reference}
 
 
 def options_json(options: Any) -> dict[str, Any]:

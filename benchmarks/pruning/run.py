@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import compressor  # noqa: E402
+from benchmarks.modules import recipe_of  # noqa: E402
 from benchmarks.stamp import stamp  # noqa: E402
 from compressor.result import RunRecord, TargetResult  # noqa: E402
 from compressor.steps import step_modules  # noqa: E402
@@ -162,18 +163,8 @@ def _entry(rows: Row, minutes: float) -> Row:
 
 def measured(name: str, steps: list[Row], args: argparse.Namespace, store: Path) -> Row:
     """One way: pruned, recovered, built for both engines, scored and timed."""
-    zoo = f"examples.zoo.{name}"
-    about = load(name).ABOUT
-    recipe = {
-        "model": {
-            "source": f"{zoo}:build",
-            "weights": str(args.zoo.resolve() / name / "weights.safetensors"),
-            "inputs": dict(about.inputs), "outputs": list(about.outputs),
-        },
-        "data": {r: f"{zoo}:{r}" for r in ("training", "calibration", "selection", "evaluation")},
-        "metric": about.metric,
-        "steps": [*steps, {"recover": {"minutes": args.minutes}}],
-    }  # fmt: skip
+    recipe = recipe_of(name, args.zoo, ("training", "calibration", "selection", "evaluation"))
+    recipe["steps"] = [*steps, {"recover": {"minutes": args.minutes}}]
     return judged(f"{name} {steps}", recipe, args, store)
 
 

@@ -95,20 +95,15 @@ def model(form: str, tokens: int, width: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def opened(path: Path):
-    """A call of the session, and its output."""
+def opened(path: Path, tokens: int):
+    """A call of the session on random ids."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ids = np.random.default_rng(1).integers(0, session_tokens(path), (1, IDS))
+    ids = np.random.default_rng(1).integers(0, tokens, (1, IDS))
     return lambda: session.run(None, {"ids": ids})
-
-
-def session_tokens(path: Path) -> int:
-    """Rows of the table in the file called `path`."""
-    return int(path.parent.name)
 
 
 def alternate(call, base) -> tuple[float, float]:
@@ -139,7 +134,7 @@ def rows(tokens: int, width: int, folder: Path) -> list[dict]:
         told = subprocess.run(
             [sys.executable, "-c", _OPEN, path], capture_output=True, text=True, check=True
         ).stdout.split()
-        call = opened(path)
+        call = opened(path, tokens)
         base = base or call
         ratio, base_us = alternate(call, base)
         row = {

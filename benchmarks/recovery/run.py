@@ -30,6 +30,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from benchmarks.modules import recipe_of  # noqa: E402
 from benchmarks.stamp import stamp  # noqa: E402
 from compressor import engine, session  # noqa: E402
 from compressor.recipe import parse_recipe  # noqa: E402
@@ -38,7 +39,6 @@ from compressor.recovery.losses import distance  # noqa: E402
 from compressor.session import Request, Session  # noqa: E402
 from compressor.sources.torch_io import batches, call  # noqa: E402
 from compressor.store import Store  # noqa: E402
-from examples.zoo import load  # noqa: E402
 
 Row = dict[str, Any]
 WAYS: dict[str, dict[str, Row]] = {
@@ -81,21 +81,13 @@ def main() -> None:
 
 def measured(name: str, share: float, options: Row, args: argparse.Namespace, store: Path) -> Row:
     """One row: pruned and recovered, scored, and held against the original."""
-    about, zoo = load(name).ABOUT, f"examples.zoo.{name}"
-    recipe = {
-        "model": {
-            "source": f"{zoo}:build",
-            "weights": str(args.zoo.resolve() / name / "weights.safetensors"),
-            "inputs": dict(about.inputs), "outputs": list(about.outputs),
-        },
-        "data": {r: f"{zoo}:{r}" for r in ("training", "calibration", "evaluation")},
-        "metric": about.metric,
+    recipe = recipe_of(name, args.zoo, ("training", "calibration", "evaluation")) | {
         "steps": [
             {"prune_channels": {"keep": {"macs": share}}},
             {"recover": {"minutes": args.minutes, "rounds": 1, **options}},
         ],
         "targets": {"onnxruntime": {"steps": ["to_onnxruntime"]}},
-    }  # fmt: skip
+    }
     request = Request(parse_recipe(recipe, name), ROOT, store / "out", Store(store / "store"))
     opened = Session(request)
     made = opened.engine.advance(opened.engine.source, opened.plan.shared)

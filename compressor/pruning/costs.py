@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from compressor.pruning import recurrent
 from compressor.pruning.graph import ChannelGroup, spread
-from compressor.pruning.removal import cuts, remove
+from compressor.pruning.removal import IN_SIZES, OUT_SIZES, cuts, remove
 from compressor.sources.torch_io import call, plain_attention
 
 if TYPE_CHECKING:
@@ -211,12 +211,10 @@ def _sides(module: nn.Module, groups: Sequence[ChannelGroup]) -> Sides:
 def _length(module: nn.Module, layer: str, side: str) -> int:
     from torch import nn
 
-    names = {"out": "out_channels out_features embedding_dim embed_dim",
-             "in": "in_channels in_features input_size"}[side]  # fmt: skip
     found = module.get_submodule(layer)
     if isinstance(found, nn.RNNBase) and side == "out":
         return recurrent.out_channels(found)
-    for name in (*names.split(), "num_features", "num_channels", "num_parameters"):
+    for name in (*(IN_SIZES if side == "in" else ()), *OUT_SIZES, "embed_dim"):
         if hasattr(found, name):
             return int(getattr(found, name))
     return int(found.normalized_shape[-1])

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 INNER = ".heads"  # how the channels inside a module are named beside its layers'
 Removal = Mapping[str, Sequence[int]]
 Cut = tuple[str, int, list[int]]  # a layer's tensor, its axis, indices there
-_OUT = ("out_channels", "out_features", "num_features", "num_channels", "num_parameters",
-        "embedding_dim")  # fmt: skip
-_IN = ("in_channels", "in_features", "input_size")
+OUT_SIZES = ("out_channels", "out_features", "num_features", "num_channels", "num_parameters",
+             "embedding_dim")  # fmt: skip
+IN_SIZES = ("in_channels", "in_features", "input_size")
 
 
 def cuts(layer: Any, side: str, own: Sequence[int]) -> list[Cut]:
@@ -199,7 +199,7 @@ def _changes(layer: Any, side: str, member: Member, own: set[int]) -> Iterator[t
         yield "normalized_shape", (*layer.normalized_shape[:-1],
                                    layer.normalized_shape[-1] - len(own))  # fmt: skip
     else:
-        for attribute in _IN if side == "in" else _OUT:
+        for attribute in IN_SIZES if side == "in" else OUT_SIZES:
             if attribute in vars(layer):
                 yield attribute, getattr(layer, attribute) - len(own)
 

@@ -63,12 +63,11 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     stay = kept(named(model), keep_of(env.context, options.exclude))
     smoothed = _smooth(model, set(stay), source, options, env)
     made = _quantize(model, sorted(stay), source, options, env)
-    notes = [_integers(model), *_replaced(options.method), *smooth.note(smoothed)]
+    done = smooth.note(smoothed)
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
         made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
-        undone = "SmoothQuant was undone: OpenVINO computed something else with it"
-        notes = [_integers(model), *_replaced(options.method), undone]
+        done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
     if env.context.scheme is not None:
         found = openvino_violations(made, env.context.scheme)
         require_conforming(found, "quantize_static")
@@ -77,6 +76,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     if not any(row["requested"] == "int8" for row in rows):
         left = [Refusal(row["layer"], row["reason"]) for row in rows]
         raise Unsupported("no layer was quantized", left, where="quantize_static")
+    notes = [_integers(model), *_replaced(options.method), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
     return require_drop_in(source, write_quantized(source, facts, env))
 

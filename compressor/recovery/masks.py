@@ -10,22 +10,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def hold(module: nn.Module, facts: Mapping[str, Any]) -> int:
-    """No gradient reaches the zeros of the weights that `facts` say have a pattern; how many zeros.
+def hold(module: nn.Module, facts: Mapping[str, Any]) -> None:
+    """No gradient reaches the zeros of the weights that `facts` say have a pattern.
 
     Without one, neither AdamW's step nor its decay moves a weight that is zero. Weights are named
     as parameters of `module`.
     """
     named = dict(module.named_parameters())
-    weights = [named[name] for name in facts.get("pattern", {}).get("weights", [])]
-    return sum(map(hold_zeros, weights))
+    for name in facts.get("pattern", {}).get("weights", []):
+        hold_zeros(named[name])
 
 
-def hold_zeros(weight: Tensor) -> int:
-    """No gradient reaches the zeros of a parameter from now on; how many there are."""
+def hold_zeros(weight: Tensor) -> None:
+    """No gradient reaches the zeros of a parameter from now on."""
     zero = weight.detach() == 0
     weight.register_hook(partial(_without, zero))
-    return int(zero.sum())
 
 
 def _without(zero: Tensor, gradient: Tensor) -> Tensor:
