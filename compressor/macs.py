@@ -32,11 +32,29 @@ def count_macs(path: Path, dims: Mapping[str, int]) -> int | None:
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for infer in (_propagated, _symbolic):
+        graph = infer(model)
+        try:
+            return sum(count for _, count in by_node(graph, _shapes(graph)))
+        except KeyError:  # a tensor whose shape it could not infer
+            continue
+    return None
+
+
+def _propagated(model: Any) -> Any:
+    import onnx
+
+    return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+
+
+def _symbolic(model: Any) -> Any:
+    """Slower, and knows shapes that are computed from others, as transformers' are."""
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
     try:
-        return sum(count for _, count in by_node(model.graph, _shapes(model.graph)))
-    except KeyError:  # a tensor whose shape nobody could infer
-        return None
+        return SymbolicShapeInference.infer_shapes(model, auto_merge=True).graph
+    except Exception:  # noqa: BLE001 it asserts, and raises plain Exception, on what it does not know
+        return model.graph
 
 
 def by_node(graph: Any, shapes: Shapes) -> Iterator[tuple[Any, int]]:

@@ -198,7 +198,7 @@ class Session:
             inputs=[str(s) for s in onnx.inputs],
             outputs=[str(s) for s in onnx.outputs],
             parameters=onnx.facts.get("parameters"),
-            macs=count_macs(onnx.path, onnx.facts.get("dims", {})),
+            macs=count_macs(onnx.path, self.judge.dims),
             score=self.judge.as_score(self.judge.base, "onnxruntime", "no evaluation data"),
         )
 

@@ -50,3 +50,27 @@ def test_recurrent_layers_count_every_step(tmp_path: Path, kind: str, gates: int
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = steps
     onnx.save(helper.make_model(graph), tmp_path / "r.onnx")
     assert count_macs(tmp_path / "r.onnx", {}) == steps * gates * hidden * (inputs + hidden)
+
+
+def test_shapes_that_the_graph_computes(tmp_path: Path) -> None:
+    """Positions as Range over the sequence's own length: plain inference knows no shape here."""
+
+    def value(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    table = helper.make_tensor("table", TensorProto.FLOAT, [64, 8], [0.0] * 512)
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 4], [0.0] * 32)
+    scalars = [helper.make_tensor(n, TensorProto.INT64, [], [i]) for i, n in enumerate("ab")]
+    nodes = [
+        helper.make_node("Shape", ["tokens"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "b"], ["steps"]),
+        helper.make_node("Range", ["a", "steps", "b"], ["positions"]),
+        helper.make_node("Gather", ["table", "positions"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+    ]
+    tokens = value("tokens", TensorProto.INT64, ["batch", "steps"])
+    outputs = [value("y", TensorProto.FLOAT, ["steps", 4])]
+    graph = helper.make_graph(nodes, "g", [tokens], outputs, [table, weight, *scalars])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "t.onnx")
+    assert count_macs(tmp_path / "t.onnx", {"steps": 20}) == 20 * 8 * 4
