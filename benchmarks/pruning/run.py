@@ -164,6 +164,8 @@ def _entry(rows: Row, minutes: float) -> Row:
 def measured(name: str, steps: list[Row], args: argparse.Namespace, store: Path) -> Row:
     """One way: pruned, recovered, built for both engines, scored and timed."""
     recipe = recipe_of(name, args.zoo, ("training", "calibration", "selection", "evaluation"))
+    if not hasattr(load(name), "training"):  # weights from elsewhere: what there is, unlabelled
+        recipe["data"]["training"] = recipe["data"]["calibration"]
     recipe["steps"] = [*steps, {"recover": {"minutes": args.minutes}}]
     return judged(f"{name} {steps}", recipe, args, store)
 

@@ -1,9 +1,9 @@
 """Which rank each layer gets so that the whole meets its budget.
 
-Every layer offers points (cost, share of energy lost): itself, and its pairs. Down their convex
-hulls, the step that loses least for what it saves comes first (a layer's first step passes over
-the ranks at which a pair saves too little to be worth its loss); what the last step saved too much
-goes back to the ranks that gain most by it.
+Every layer offers points (cost, share of energy lost, weighed): itself, and its pairs. Down their
+convex hulls, the step that loses least for what it saves comes first (a layer's first step passes
+over the ranks at which a pair saves too little to be worth its loss); what the last step saved too
+much goes back to the ranks that gain most by it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ def offer(
     multiple: int,
     cost: float,
     per_rank: float,
+    weight: float = 1.0,
 ) -> Offer:
-    """Ranks up to `most` that are multiples of `multiple` and at least `floor` of the full one."""
+    """Ranks up to `most` that are multiples of `multiple` and at least `floor` of the full one.
+
+    `weight` says how much a share of this layer's energy is worth beside others'.
+    """
     least = max(1, int(np.ceil(len(energies) * floor)))
     steps = [r for r in range(most, least - 1, -1) if r % multiple == 0]
     left = np.concatenate([[0.0], np.cumsum(energies)])
     total = left[-1] if left[-1] > 0 else 1.0
-    losses = [0.0, *[float(left[-1] - left[r]) / total for r in steps]]
+    losses = [0.0, *[weight * float(left[-1] - left[r]) / total for r in steps]]
     prices = [cost, *[per_rank * r for r in steps]]
     return Offer(name, (0, *steps), np.array(prices), np.array(losses))
 

@@ -1,7 +1,8 @@
 """Replace large linear and convolution layers by two smaller ones each, of low rank.
 
-What a pair of given rank loses is told by the layer's outputs on data; which layer gets which rank,
-by that loss for what it saves, until `keep` is met. `recover` then trains what is left.
+What a pair of given rank loses is told by the layer's outputs on data, what that is worth by the
+module's; which layer gets which rank, by that loss for what it saves, until `keep` is met.
+`recover` then trains what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.factorization import pairs, ranks
 from compressor.factorization.candidates import Candidate, select
 from compressor.factorization.spectrum import Spectrum, collect, of_data, of_weights, pair_of
+from compressor.factorization.stakes import SAMPLES, stakes
 from compressor.modules import load_module, reference_of, write_module
 from compressor.pruning import allocate, effects
 from compressor.pruning.allocate import TOLERANCE
@@ -28,7 +30,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import nn
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()
@@ -96,8 +98,9 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         found, left_alone = select(module, example, env.context.keep.channels)
         env.progress(0.2, "what the layers' outputs carry")
         spectra, how = _spectra(source, options, env, data, module, found)
+        weights = _weights(source, env, data, module, found, spectra)
         chosen, notes = _choose(
-            found, spectra, budget, before,
+            found, spectra, weights, budget, before,
             floor=options.floor, multiple=options.multiple or env.context.width_multiple,
         )  # fmt: skip
         smaller = _replaced(module, found, spectra, chosen)
@@ -133,12 +136,33 @@ def _spectra(
         one.name: of_data(one.layer, seen[one.name]) if one.name in seen else of_weights(one.layer)
         for one in found
     }
-    return spectra, f"ranks by the layers' outputs on {min(options.samples, len(data))} samples"
+    how = f"ranks by the layers' outputs on {min(options.samples, len(data))} samples, weighed by"
+    return spectra, f"{how} what the module's lose on {min(SAMPLES, len(data))}"
+
+
+def _weights(
+    source: Artifact,
+    env: Env,
+    data: Samples | None,
+    module: nn.Module,
+    found: Sequence[Candidate],
+    spectra: Mapping[str, Spectrum],
+) -> Mapping[str, float]:
+    """How much a share of each layer's energy is worth; alike where there is no data."""
+    if data is None:
+        return {one.name: 1.0 for one in found}
+    given = list(batches(source.inputs, data, SAMPLES, SAMPLES))
+
+    def told(share: float, layer: str) -> None:
+        env.progress(0.3 + 0.5 * share, f"what the outputs lose by {layer}")
+
+    return stakes(module, found, spectra, given, told)
 
 
 def _choose(
     found: Sequence[Candidate],
     spectra: Mapping[str, Spectrum],
+    weights: Mapping[str, float],
     budget: Budget,
     before: effects.Counts,
     *,
@@ -158,7 +182,7 @@ def _choose(
         return [
             ranks.offer(
                 one.name, spectra[one.name].energies, most=one.most, floor=floor, multiple=step,
-                cost=one.price[measure], per_rank=one.per_rank[measure],
+                cost=one.price[measure], per_rank=one.per_rank[measure], weight=weights[one.name],
             )
             for one in found
         ]  # fmt: skip

@@ -325,3 +325,18 @@ def test_inputs_by_keyword_are_seen(tmp_path):
     assert env.reference.inputs[0] == TensorSpec("x", "float32", ("n", 16))
     made = factorize_layers.run(env.reference, Options(keep={"params": 0.6}), env)
     assert len(made.facts["factorized"]) == 2
+
+
+def test_what_the_outputs_hardly_see_goes_first(tmp_path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loud, self.quiet = nn.Linear(64, 64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.loud(x) + 1e-3 * self.quiet(x)
+
+    torch.manual_seed(0)
+    env = custom(Branches(), tmp_path, shape=("n", 64))
+    made = factorize_layers.run(env.reference, Options(keep={"params": 0.75}, samples=64), env)
+    assert pairs.ranks(load_module(made, env.factory)).keys() == {"quiet"}
