@@ -50,6 +50,9 @@ USES: frozenset[str] = frozenset()
 
 _TWIN = StepSpec("to_onnxruntime")
 _FOUR = StepSpec("reconstruct_weights", optional=True)
+_EIGHT = StepSpec("quantize_weights", {"bits": 8}, optional=True)
+_SIX = StepSpec("reconstruct_weights", {"share": 0.5})
+_FUSED = StepSpec("fuse_products", optional=True)
 
 
 def _int8(store: int) -> tuple[StepSpec, ...]:
@@ -64,11 +67,11 @@ TARGET = Target(
     formats=frozenset({"onnxruntime"}),
     twin=(_TWIN,),
     ladder=(
-        Rung("int8-w4", (_TWIN, *_int8(4), _FOUR)),
+        Rung("int8-w4", (_TWIN, *_int8(4), _FOUR, _FUSED)),
         Rung("dynamic-w4", (_TWIN, StepSpec("quantize_dynamic", {"store": 4}), _FOUR)),
-        Rung("mixed", (_TWIN, StepSpec("quantize_mixed"))),
-        Rung("int8-w6", (_TWIN, *_int8(8), StepSpec("reconstruct_weights", {"share": 0.5}))),
-        Rung("int8", (_TWIN, *_int8(8), StepSpec("quantize_weights", {"bits": 8}, optional=True))),
+        Rung("mixed", (_TWIN, StepSpec("quantize_mixed"), _FUSED)),
+        Rung("int8-w6", (_TWIN, *_int8(8), _SIX, _FUSED)),
+        Rung("int8", (_TWIN, *_int8(8), _EIGHT, _FUSED)),
         Rung("w8", (_TWIN, StepSpec("quantize_weights", {"bits": 8}))),
         Rung("half", (_TWIN, StepSpec("cast_half"))),
     ),
