@@ -57,7 +57,7 @@ class Options:
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
-    on: str = ""
+    on: str = field(default="", metadata={"target": True})
     saliency: Kind = "auto"
     scope: Scope = "auto"
     floor: float = 0.15
