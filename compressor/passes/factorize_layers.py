@@ -28,7 +28,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import nn
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()

@@ -23,7 +23,7 @@ from exporters.base import Context, Env, Refusal
 from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"module", "onnx"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
