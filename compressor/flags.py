@@ -12,6 +12,7 @@ from compressor.recipe import (
     TargetSpec,
     load_recipe,
     parse_recipe,
+    read_yaml,
     recipe_folder,
     with_targets,
 )
@@ -90,7 +91,7 @@ def _metric(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(
             "not a metric", where=f"--metric {text}", expected="{name: top1, output: logits}"

@@ -116,6 +116,12 @@ def _forget_namesake(name: str, search_path: Path | None) -> None:
             del sys.modules[loaded_name]
 
 
+def frozen(module: nn.Module) -> bool:
+    """Whether it has parameters and none of them is to be trained (requires_grad is False)."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
 def build(factory: Callable[[], Any], where: str = "factory") -> nn.Module:
     """What `factory` builds, in eval mode; the global random state stays as it was.
 

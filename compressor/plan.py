@@ -11,7 +11,7 @@ from compressor.recipe import Recipe
 from compressor.rounds import Placed, expanded
 from compressor.schema import Problem, Problems
 from compressor.shapes import resolve_shapes
-from compressor.steps import load_step, load_target, parse_options
+from compressor.steps import check_targets, load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
 from compressor.zeros import makes_zeros, of_package, size_warnings
 from exporters.base import Context, QuantScheme, StepSpec, Target
@@ -112,10 +112,7 @@ class _Planner:
         self.problems.append(Problem(where, what, fix=fix, exit_code=code))
 
     def _caught(self, error: CompressError) -> None:
-        if isinstance(error, Problems):
-            self.problems.extend(error.problems)
-        else:
-            self.problems.append(Problem.of(error))
+        self.problems += error.problems if isinstance(error, Problems) else [Problem.of(error)]
 
     def _context(self, name: str) -> Context:
         where = f"targets.{name}"
@@ -254,6 +251,7 @@ class _Planner:
             limits = search_limits(self._gates(context.target), least, minutes)
             spec = StepSpec(spec.name, {**limits, **spec.options})
         options = parse_options(spec, where)
+        check_targets(options, self.recipe.targets, where)
         try:
             module.tools()
         except MissingTool as error:

@@ -162,7 +162,7 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
 
     path = Path(source)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("no such recipe", where=str(path), fix="check the path") from None
     except IsADirectoryError:
@@ -176,11 +176,29 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     return parse_recipe(data, path.name)
 
 
-def recipe_folder(path: Path) -> Path:
-    """The folder that a recipe's paths are relative to: its own, or the one a lock file names."""
+def read_yaml(text: str) -> Any:
+    """YAML text as plain values; `yaml.YAMLError` where it is none.
+
+    As in YAML 1.2, `on`, `off`, `yes` and `no` are words: some are names of options and values.
+    """
     import yaml
 
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    class Loader(yaml.SafeLoader):
+        pass
+
+    boolean = "tag:yaml.org,2002:bool"
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != boolean]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    words = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+    Loader.add_implicit_resolver(boolean, words, list("tTfF"))
+    return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+
+
+def recipe_folder(path: Path) -> Path:
+    """The folder that a recipe's paths are relative to: its own, or the one a lock file names."""
+    data = read_yaml(path.read_text(encoding="utf-8"))
     locked = data.get(LOCKED) if isinstance(data, Mapping) else None
     base = locked.get("base", ".") if isinstance(locked, Mapping) else "."
     return Path(os.path.abspath(path.absolute().parent / str(base)))  # noqa: PTH100

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -75,6 +76,17 @@ def parse_options(spec: StepSpec, where: str) -> Any:
     from compressor.schema import parse  # pydantic: only once a recipe is there to validate
 
     return parse(load_step(spec.name, where).Options, dict(spec.options), where)
+
+
+def check_targets(options: Any, known: Collection[str], where: str) -> None:
+    """`UsageError` where an option that names a target (`metadata={"target": True}`) names none."""
+    for option in (f.name for f in fields(options) if "target" in f.metadata):
+        if (name := getattr(options, option)) and name not in known:
+            raise UsageError(
+                f"this run has no target {name!r}", where=f"{where}.{option}",
+                expected="one of " + ", ".join(known) if known else "a target", got=name,
+                fix=f"name one of its targets, or add `{name}: {{}}` to `targets`",
+            )  # fmt: skip
 
 
 def named_code(options: Any) -> dict[str, str]:

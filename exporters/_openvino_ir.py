@@ -2,7 +2,8 @@
 
 OpenVINO numbers the nodes it makes with a counter of the process, so a second conversion writes
 other names; `save_ir` renumbers them in the file's order. It also drops what the reader does not
-read or infers again: indentation, names of inner tensors, shapes of ports, idle runtime info.
+read, infers again or assumes: indentation, names of inner tensors, shapes of ports, idle runtime
+info, attributes at their defaults.
 """
 
 from __future__ import annotations
@@ -15,6 +16,15 @@ from typing import Any
 
 _NUMBERED = re.compile(r"(.*?[A-Za-z\]])_\d+((?:/.*|_\D.*)?)")
 _IDLE_INFO = frozenset({"fused_names"})
+# What OpenVINO's operators are made with: an attribute that a file leaves out stays so.
+_NUMPY = ("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Power", "FakeQuantize")
+_WINDOWS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MaxPool", "AvgPool")
+_DEFAULTS = {
+    **{kind: {"auto_broadcast": "numpy"} for kind in _NUMPY},
+    **{kind: {"auto_pad": "explicit"} for kind in _WINDOWS},
+    "MatMul": {"transpose_a": "false", "transpose_b": "false"},
+}
+_LIST = re.compile(r"-?\d+(, -?\d+)+")
 
 
 def read_onnx(path: Path) -> Any:
@@ -65,7 +75,24 @@ def save_ir(
     for element in root.iter():
         element.text = element.text if element.text and element.text.strip() else None
         element.tail = None
-    path.write_bytes(b'<?xml version="1.0"?>\n' + ET.tostring(root, encoding="utf-8") + b"\n")
+    write_xml(root, path)
+
+
+def write_xml(root: ET.Element, path: Path) -> None:
+    """Write the text of an IR as short as its reader takes it; `root` is changed."""
+    for layer in root.iter("layer"):
+        if (data := layer.find("data")) is None:
+            continue
+        usual = _DEFAULTS.get(layer.get("type", ""), {})
+        for name, value in list(data.items()):
+            if usual.get(name) == value:
+                del data.attrib[name]
+            elif _LIST.fullmatch(value):
+                data.set(name, value.replace(", ", ","))
+        if not data.attrib:
+            layer.remove(data)
+    text = ET.tostring(root, encoding="unicode").replace(" />", "/>")
+    path.write_text('<?xml version="1.0"?>' + text, encoding="utf-8")
 
 
 def _renamer(given: frozenset[str], prefix: str) -> Callable[[str, str], str]:

@@ -29,7 +29,7 @@ from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "openvino"
 NEEDS: frozenset[str] = frozenset()

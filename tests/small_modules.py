@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.modules import write_module
+from compressor.pruning import norms
 from compressor.sources.torch_io import call, tensors
 from runtimes.types import Artifact, TensorSpec
 from tests import torch_models as tm
@@ -188,6 +189,13 @@ def build(name: str, seed: int = 0) -> nn.Module:
             nn.init.uniform_(norm.running_mean, -0.5, 0.5)
             nn.init.uniform_(norm.running_var, 0.5, 2.0)
     return module.eval()
+
+
+def settled(name: str) -> nn.Module:
+    """The case's module with statistics of data like `feeds`, as a trained one has them."""
+    module = build(name)
+    norms.reestimate(module, [[torch.from_numpy(feeds(name, 256, seed=5))]])
+    return module
 
 
 def feeds(name: str, samples: int = 64, seed: int = 1) -> np.ndarray:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from compressor.factorization import pairs, ranks
+from compressor.factorization import joint, pairs, ranks
 from compressor.factorization.candidates import Candidate, select
 from compressor.factorization.spectrum import Spectrum, collect, of_data, of_weights, pair_of
 from compressor.factorization.stakes import SAMPLES, stakes
@@ -28,7 +28,7 @@ from runtimes.errors import Unsupported, UsageError
 from runtimes.types import Artifact
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 REV = 2
 ACCEPTS = frozenset({"module"})
@@ -47,12 +47,15 @@ class Options:
         floor: the least fraction of its full rank that any layer keeps.
         multiple: ranks are multiples of it; 0 means the targets' own.
         samples: how many samples spectra are taken from; batch norms see four times as many.
+        channels: `auto` also lets `prune_channels`' way make none, a quarter or half of the saving
+            first, and keeps the split that moves the outputs least on data.
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "60%"})
     floor: float = 0.05
     multiple: int = 0
     samples: int = 1024
+    channels: Literal["none", "auto"] = "none"
 
     def __post_init__(self) -> None:
         parse_budget(self.keep).counted("factorize_layers")
@@ -60,10 +63,9 @@ class Options:
 
 
 def tools() -> dict[str, str]:
-    """Torch and safetensors; MissingTool where one is not installed."""
-    return installed(
-        ("torch", "safetensors"), "factorize_layers", "pip install 'edge-compressor[torch]'"
-    )
+    """What reads and writes modules, and the pruner; MissingTool where one is not installed."""
+    needed = ("torch", "torch-pruning", "safetensors")
+    return installed(needed, "factorize_layers", "pip install 'edge-compressor[torch]'")
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:  # noqa: ARG001
@@ -83,39 +85,85 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Factorize layers of the module in `source` until it meets the budget.
 
     Raises `Unsupported` naming every layer and reason where none can be factorized or weights have
-    a pattern, `UsageError` where the budget cannot be met or a `keep` matches nothing.
+    a pattern, `UsageError` where the budget cannot be met, a `keep` matches nothing, or a split
+    with channels is to be measured without data.
     """
     if zeros := patterned(source, "put factorize_layers before prune_pattern"):
         raise Unsupported("its zeros would be lost", zeros, where="factorize_layers")
     budget = parse_budget(options.keep)
+    measure = budget.counted("factorize_layers")
     with threads(env.context.threads):
         module = load_module(source, env.factory)
         data = effects.data_of(env)
         example = example_batch(source.inputs, env.context.dims, data, env.context.seed)
         before = effects.counts(module, example)
-        budget.limit(before[budget.counted("factorize_layers")])
-        env.progress(0.05, "reading which layers can be factorized")
-        found, left_alone = select(module, example, env.context.keep.channels)
-        env.progress(0.2, "what the layers' outputs carry")
-        spectra, how = _spectra(source, options, env, data, module, found)
-        weights = _weights(source, env, data, module, found, spectra)
-        chosen, notes = _choose(
-            found, spectra, weights, budget, before,
-            floor=options.floor, multiple=options.multiple or env.context.width_multiple,
-        )  # fmt: skip
-        smaller = _replaced(module, found, spectra, chosen)
-        after = effects.counts(smaller, example)
-        effects.check_outputs(module, smaller, example, "factorize_layers")
-        effects.check_budget(budget, before, after, "factorize_layers")
-        env.progress(0.8, "re-estimating batch-norm statistics")
-        smaller, restored = effects.restored(source.inputs, options.samples, data, module, smaller)
-    facts = _facts(source, chosen, before, after)
-    told = f"{left(before, after)}; {_told(chosen, found, spectra)}"
-    facts["notes"] = [*source.facts.get("notes", []), told, how, *notes, *restored]
-    facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
+        limit = budget.limit(before[measure])
+        subject = _Subject(source, module, example, before, data, budget, limit)
+        if options.channels == "none":
+            made = _factorized(subject, source, options, env)
+        elif data is None:
+            raise UsageError(
+                "how much channels are to save is measured on data, and none is given",
+                where="factorize_layers.channels", fix="add data.calibration, or say none",
+            )  # fmt: skip
+        else:
+            made = joint.least_moved(
+                module, source, data, options.samples,
+                lambda share: _split(subject, share, options, env),
+            )  # fmt: skip
     return write_module(
-        env.work, smaller, source.inputs, source.outputs, factory=reference_of(source), facts=facts
+        env.work, made.module, source.inputs, source.outputs,
+        factory=reference_of(source), facts=made.facts,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The module given to the step, and what is to become of it."""
+
+    source: Artifact
+    module: nn.Module
+    example: Sequence[Tensor]
+    before: effects.Counts
+    data: Samples | None
+    budget: Budget
+    limit: float
+
+
+def _split(subject: _Subject, share: float, options: Options, env: Env) -> joint.Made:
+    """Channels make `share` of the saving, ranks the rest."""
+    start, measure = subject.source, subject.budget.counted("factorize_layers")
+    if share:
+        fraction = (subject.limit / subject.before[measure]) ** share
+        start = joint.narrowed(start, measure, fraction, options, env)
+    return _factorized(subject, start, options, env)
+
+
+def _factorized(subject: _Subject, start: Artifact, options: Options, env: Env) -> joint.Made:
+    """The module in `start`, of `subject` or made from it, with layers factorized."""
+    module, data, budget = load_module(start, env.factory), subject.data, subject.budget
+    env.progress(0.05, "reading which layers can be factorized")
+    found, left_alone = select(module, subject.example, env.context.keep.channels)
+    env.progress(0.2, "what the layers' outputs carry")
+    spectra, how = _spectra(start, options, env, data, module, found)
+    weights = _weights(start, env, data, module, found, spectra)
+    chosen, notes = _choose(
+        found, spectra, weights, budget, effects.counts(module, subject.example), subject.limit,
+        floor=options.floor, multiple=options.multiple or env.context.width_multiple,
+    )  # fmt: skip
+    smaller = _replaced(module, found, spectra, chosen)
+    after = effects.counts(smaller, subject.example)
+    effects.check_outputs(subject.module, smaller, subject.example, "factorize_layers")
+    effects.check_budget(budget, subject.before, after, "factorize_layers")
+    env.progress(0.8, "re-estimating batch-norm statistics")
+    smaller, restored = effects.restored(
+        start.inputs, options.samples, data, subject.module, smaller
     )
+    facts = _facts(start, chosen, subject.before, after)
+    told = f"{left(subject.before, after)}; {_told(chosen, found, spectra)}"
+    facts["notes"] = [*start.facts.get("notes", []), told, how, *notes, *restored]
+    facts["left_alone"] = [{"layer": r.where, "reason": r.why} for r in left_alone]
+    return joint.Made(smaller, facts)
 
 
 def _spectra(
@@ -164,7 +212,8 @@ def _choose(
     spectra: Mapping[str, Spectrum],
     weights: Mapping[str, float],
     budget: Budget,
-    before: effects.Counts,
+    counts: effects.Counts,
+    limit: float,
     *,
     floor: float,
     multiple: int,
@@ -174,8 +223,7 @@ def _choose(
     Raises `UsageError` where no ranks meet the budget.
     """
     measure = budget.counted("factorize_layers")
-    whole = float(before[measure])
-    limit = budget.limit(whole)
+    whole = float(counts[measure])
     fixed = whole - sum(one.price[measure] for one in found)
 
     def offers(step: int) -> list[ranks.Offer]:

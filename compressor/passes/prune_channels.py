@@ -23,7 +23,7 @@ from exporters.base import Context, Env, Refusal
 from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"module", "onnx"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
@@ -57,7 +57,7 @@ class Options:
     """
 
     keep: Mapping[str, Any] = field(default_factory=lambda: {"macs": "50%"})
-    on: str = ""
+    on: str = field(default="", metadata={"target": True})
     saliency: Kind = "auto"
     scope: Scope = "auto"
     floor: float = 0.15

@@ -18,7 +18,7 @@ from exporters.base import Context, Env, Refusal
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"module", "onnx"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()

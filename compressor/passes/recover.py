@@ -38,7 +38,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 2
+REV = 3
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
@@ -138,8 +138,9 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Distil the original into the module in `source`.
 
-    Frozen weights stay as they are, unless all are, as after an export: then it says nothing about
-    any of them, and all are trained, which a note says. The factory freezes them again.
+    Frozen weights stay as they are, and the statistics of frozen batch norms, unless all are, as
+    after an export: then it says nothing about any of them, and all are trained, which a note says.
+    The factory freezes them again.
     Raises `UsageError` where training changed nothing for the better, or there is nothing to train;
     `BuildFailed` where it diverged, `Unsupported` where the outputs hold nothing to train towards.
     """

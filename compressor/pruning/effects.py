@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compressor.pruning import costs, norms
 from compressor.pruning.allocate import TOLERANCE
 from compressor.pruning.budget import LATENCY, Budget
-from compressor.sources.torch_io import batch_size, batches, call
+from compressor.sources.torch_io import batch_size, batches_of, call, spread
 from exporters.base import Env, Samples
 from runtimes.errors import Unsupported, UsageError
 from runtimes.types import TensorSpec
@@ -31,18 +31,6 @@ def counts(module: nn.Module, example: Sequence[Tensor]) -> Counts:
     return {m: costs.count(module, example, m) for m in costs.MEASURES}
 
 
-def restore_statistics(
-    inputs: Sequence[TensorSpec], samples: int, data: Samples | None, module: nn.Module
-) -> list[str]:
-    """Re-estimate the batch norms' statistics in place on up to `samples` samples; notes."""
-    if not norms.tracked(module):
-        return []
-    if data is None or batch_size(inputs, data, 128) < 2 or len(data) < 2:
-        return ["batch-norm statistics are the original's: no data (in batches) to re-estimate on"]
-    seen = norms.reestimate(module, batches(inputs, data, samples, 128))
-    return [f"batch-norm statistics re-estimated on {seen} samples"]
-
-
 def restored(
     inputs: Sequence[TensorSpec],
     samples: int,
@@ -52,17 +40,27 @@ def restored(
 ) -> tuple[nn.Module, list[str]]:
     """`smaller` with batch norms re-estimated where that brings it closer to `module`, and notes.
 
-    Measured on a residual network: at 70 % of its MACs new statistics made the error ten times as
-    large, at 30 % they took two thirds of it away.
+    Statistics come from up to four times `samples` samples; every fifth sample is held out and
+    tells. Measured on a residual network: at 70 % of its MACs new statistics made the error ten
+    times as large, at 30 % they took two thirds of it away.
     """
+    if not norms.tracked(smaller):
+        return smaller, []
+    chosen = [] if data is None else spread(data, 5 * samples)
+    held_out = chosen[::5]
+    seen = [i for place, i in enumerate(chosen) if place % 5]
+    if data is None or batch_size(inputs, data, 128) < 2 or len(seen) < 2:
+        why = "no data (in batches) to re-estimate on"
+        return smaller, [f"batch-norm statistics are the original's: {why}"]
     tried = copy.deepcopy(smaller)
-    notes = restore_statistics(inputs, 4 * samples, data, tried)
-    if data is None or not notes:
-        return smaller, notes
-    old, new = (apart(module, one, batches(inputs, data, samples, 64)) for one in (smaller, tried))
+    count = norms.reestimate(tried, batches_of(inputs, data, seen, 128))
+    old, new = (
+        apart(module, one, batches_of(inputs, data, held_out, 64)) for one in (smaller, tried)
+    )
+    told = f"mean squared error on {len(held_out)} others {old:.3g} before, {new:.3g} with new ones"
     if new < old:
-        return tried, notes
-    return smaller, ["batch-norm statistics are the original's: new ones bring it no closer to it"]
+        return tried, [f"batch-norm statistics re-estimated on {count} samples ({told})"]
+    return smaller, [f"batch-norm statistics are the original's ({told})"]
 
 
 def apart(a: nn.Module, b: nn.Module, given: Iterable[Sequence[Tensor]]) -> float:

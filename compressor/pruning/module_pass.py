@@ -1,7 +1,7 @@
 """`prune_channels` on a torch module: groups, saliency, allocation, removal, statistics.
 
 Coupled channels come from torch-pruning's dependency graph. Batch-norm statistics are re-estimated
-on data afterwards; `recover` then trains what is left.
+on data afterwards where that helps; `recover` then trains what is left.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run_module(source: Artifact, options: Any, env: Env) -> Artifact:
         effects.check_outputs(module, pruned, example, "prune_channels")
         effects.check_budget(budget, before, after, "prune_channels")
         env.progress(0.7, "re-estimating batch-norm statistics")
-        restored = effects.restore_statistics(source.inputs, 4 * options.samples, data, pruned)
+        pruned, restored = effects.restored(source.inputs, options.samples, data, module, pruned)
     facts = _facts(source, groups, chosen, before, after) | timed
     told = f"{left(before, after)}; channels removed in {len(facts['removed'])} layers"
     facts["notes"] = [*source.facts.get("notes", []), told, how, *notes, *restored]

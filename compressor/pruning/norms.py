@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from compressor.modules import frozen
 from compressor.sources.torch_io import call
 
 if TYPE_CHECKING:
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def tracked(module: nn.Module) -> list[nn.Module]:
-    """The batch norms of `module` that keep running statistics."""
+    """The batch norms of `module` that keep running statistics; no frozen ones unless all is."""
     from torch import nn
 
     kinds = (nn.modules.batchnorm._BatchNorm,)
-    return [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
+    found = [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
+    return found if frozen(module) else [m for m in found if not frozen(m)]
 
 
 def reestimate(module: nn.Module, batches: Iterable[Sequence[Tensor]]) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from compressor.quantization.calibration import batches
 from compressor.quantization.half_keep import ROUNDS, decibels
+from exporters._openvino_ir import write_xml
 from exporters.base import Env
 from runtimes.base import Feeds
 from runtimes.errors import UsageError
@@ -40,7 +41,7 @@ def mark(path: Path, names: set[str]) -> None:
         info = ET.Element("rt_info")
         ET.SubElement(info, "attribute", {"name": "precise", "version": "0"})
         layer.insert(places[0] if places else len(layer), info)
-    path.write_bytes(b"<?xml version='1.0'?>" + ET.tostring(root, "utf-8"))
+    write_xml(root, path)
 
 
 def keep_precise(path: Path, source: Artifact, options: Any, env: Env) -> list[str]:

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-from exporters._openvino_ir import layer_names, save_ir
+from exporters._openvino_ir import layer_names, save_ir, write_xml
 from runtimes.types import Artifact
 
 # Layers that hold or convert a constant; people never look for them by name.
@@ -55,7 +55,7 @@ def compact(path: Path) -> None:
     for layer in layers:
         if layer.get("type") in HELPERS:
             layer.set("name", layer.get("id", ""))
-    path.write_bytes(b"<?xml version='1.0'?>" + ET.tostring(root, "utf-8"))
+    write_xml(root, path)
 
 
 def _part(root: ET.Element, name: str) -> ET.Element:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.modules import frozen
 from compressor.recovery.features import WEIGHT, Feature, tapped
 from compressor.recovery.labels import TaskLoss
 from compressor.recovery.losses import distance
@@ -200,13 +201,14 @@ def _aim(
 
 
 def _training_mode(student: nn.Module, samples: int) -> None:
-    """Norms learn their statistics; dropout stays off, since the teacher's outputs are exact."""
+    """Norms learn their statistics, frozen ones do not; dropout stays off, as in the teacher."""
     from torch import nn
 
     student.train()
     for layer in student.modules():
         norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        if isinstance(layer, nn.modules.dropout._DropoutNd) or (norm and samples < 2):
+        still = norm and (samples < 2 or frozen(layer))
+        if isinstance(layer, nn.modules.dropout._DropoutNd) or still:
             layer.eval()
 
 

@@ -107,9 +107,20 @@ def batches(
     inputs: Sequence[TensorSpec], data: Samples, samples: int, size: int
 ) -> Iterator[list[Tensor]]:
     """Up to `samples` samples, evenly taken from all of `data`, in batches of up to `size`."""
+    return batches_of(inputs, data, spread(data, samples), size)
+
+
+def spread(data: Samples, samples: int) -> list[int]:
+    """Indices of up to `samples` samples, evenly taken from all of `data`."""
     count = min(samples, len(data))
-    chosen = [i * len(data) // count for i in range(count)]
-    for _, feeds in data.batches(batch_size(inputs, data, size), chosen):
+    return [i * len(data) // count for i in range(count)]
+
+
+def batches_of(
+    inputs: Sequence[TensorSpec], data: Samples, indices: Sequence[int], size: int
+) -> Iterator[list[Tensor]]:
+    """The samples `indices` in batches of up to `size`."""
+    for _, feeds in data.batches(batch_size(inputs, data, size), indices):
         yield tensors(inputs, feeds)
 
 

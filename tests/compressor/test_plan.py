@@ -66,6 +66,21 @@ def test_an_exported_program_cannot_be_trained() -> None:
         planned(recipe, source_format="exported")
 
 
+def test_a_step_cannot_time_on_a_target_that_the_recipe_has_not() -> None:
+    def recipe(on: str) -> dict:
+        step = {"prune_channels": {"keep": {"latency": "50%"}, "on": on}}
+        return {"steps": [step], "targets": {"onnxruntime": {}}}
+
+    with pytest.raises(Problems) as caught:
+        planned(recipe("openvino"), source_format="module")
+    (problem,) = caught.value.problems
+    assert problem.where == "steps[0] prune_channels.on"
+    told = str(caught.value)
+    for text in ("no target 'openvino'", "one of onnxruntime", "add `openvino: {}` to `targets`"):
+        assert text in told
+    assert planned(recipe("onnxruntime"), source_format="module").shared
+
+
 def test_an_exported_program_is_pruned_as_a_graph() -> None:
     recipe = {
         "steps": [{"prune_channels": {"keep": {"macs": "50%"}}}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from compressor.recipe import (
     load_recipe,
@@ -40,6 +41,20 @@ def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(Problems) as caught:
         load_recipe({"model": {"sauce": 1, "source": 3}, "seed": "x"})
     assert len(caught.value.problems) == 3
+
+
+def test_on_and_off_are_words_and_true_is_not(tmp_path) -> None:
+    """As they are in a lock file that was written from them."""
+    (tmp_path / "r.yaml").write_text(
+        "steps:\n- prune_channels: {keep: {latency: 50%}, on: openvino, repair: false}\n"
+        "- quantize_static: {smooth: off}\ntargets: {openvino: {}}\n"
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    prune, quantize = (dict(step.options) for step in recipe.shared_steps())
+    assert prune == {"keep": {"latency": "50%"}, "on": "openvino", "repair": False}
+    assert quantize == {"smooth": "off"}
+    (tmp_path / "lock.yaml").write_text(yaml.safe_dump(recipe_json(recipe)))
+    assert load_recipe(tmp_path / "lock.yaml") == recipe
 
 
 def test_yaml_that_is_none(tmp_path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper
 
 from exporters import to_openvino
 from exporters._check import onnx_session, run_onnx
-from exporters._openvino_ir import layer_names, save_ir
+from exporters._openvino_ir import _DEFAULTS, layer_names, save_ir, write_xml
 from runtimes.errors import BuildFailed
 from tests import models
 from tests.exporters.helpers import artifact_of, named, step
@@ -76,6 +77,60 @@ def test_the_xml_is_smaller_than_openvinos_own(tmp_path):
     made = step(to_openvino, source, tmp_path)
     ov.save_model(ov.Core().read_model(str(made.path)), tmp_path / "own.xml", False)
     assert made.path.stat().st_size < 0.6 * (tmp_path / "own.xml").stat().st_size
+
+
+def layer_of(kind, x, spelled):
+    """A layer of this kind that reads `x`, with what the text leaves out or with something else."""
+    ops, default = ov.opset13, spelled == "default"
+    pad = {"auto_pad": "explicit" if default else "valid"}
+    grouped = kind == "GroupConvolution"
+    weight = np.ones([1, 4, 4, 1, 1] if grouped else [4, 4, 1, 1], np.float32)
+    zeros, ones, two = [0, 0], [1, 1], [2, 2]
+    match kind:
+        case "MatMul":
+            return ops.matmul(x, x, not default, not default)
+        case "FakeQuantize":
+            return ops.fake_quantize(x, 0.0, 1.0, 0.0, 1.0, 256)
+        case "MaxPool":
+            return ops.max_pool(x, ones, ones, zeros, zeros, two, **pad)
+        case "AvgPool":
+            return ops.avg_pool(x, ones, zeros, zeros, two, exclude_pad=True, **pad)
+        case "Convolution" | "GroupConvolution":
+            make = ops.group_convolution if grouped else ops.convolution
+            return make(x, weight, ones, zeros, zeros, ones, **pad)
+        case "ConvolutionBackpropData":
+            given = {"pads_begin": zeros, "pads_end": zeros}
+            return ops.convolution_backprop_data(x, weight, ones, **given, **pad)
+    named = {"auto_broadcast": "numpy" if default else "none"}
+    return getattr(ops, kind.lower())(x, x, **named)
+
+
+def model_of(kinds, spelled):
+    """Each kind of layer on an input of its own."""
+    given = [ov.opset13.parameter([1, 4, 4, 4], np.float32) for _ in kinds]
+    made = [layer_of(kind, x, spelled) for kind, x in zip(kinds, given, strict=True)]
+    for kind, layer in zip(kinds, made, strict=True):
+        layer.set_friendly_name(kind)
+    return ov.Model([ov.opset13.result(layer) for layer in made], given, "kinds")
+
+
+@pytest.mark.parametrize("spelled", ["default", "other"])
+def test_attributes_that_the_xml_leaves_out_are_read_as_they_were(spelled, tmp_path):
+    path = tmp_path / "m.xml"
+    ov.save_model(model_of(_DEFAULTS, spelled), path, compress_to_fp16=False)
+    before = {op.get_friendly_name(): op.get_attributes() for op in read(path)}
+    size = path.stat().st_size
+    write_xml(ET.parse(path).getroot(), path)
+    assert path.stat().st_size < size
+    left = {d for data in ET.parse(path).iter("data") for d in data.items()}
+    dropped = {d for kind in _DEFAULTS.values() for d in kind.items()}
+    assert not left & dropped
+    after = {op.get_friendly_name(): op.get_attributes() for op in read(path)}
+    assert {k: before[k] for k in _DEFAULTS} == {k: after[k] for k in _DEFAULTS}
+
+
+def read(path):
+    return ov.Core().read_model(path).get_ops()
 
 
 def test_bounds_become_partial_shapes(tmp_path):

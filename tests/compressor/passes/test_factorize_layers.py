@@ -116,17 +116,18 @@ def test_notes_tell_ranks_losses_and_what_they_come_from(tmp_path):
 
 
 def test_statistics_are_new_only_where_that_helps(tmp_path):
-    module, x = sm.build("residual"), sm.feeds("residual")
-    norms.reestimate(module, [[torch.from_numpy(sm.feeds("residual", 256, seed=5))]])
+    module, x = sm.settled("residual"), sm.feeds("residual")
     source = sm.artifact(module, tmp_path / "settled", *sm.CASES["residual"][1:])
     env = env_of("residual", tmp_path, reference=source)
     env.data = {"calibration": ArraySamples({"x": sm.feeds("residual", 4)})}
     light, same = factorized("residual", tmp_path, env, keep={"macs": 0.98})
-    assert any("bring it no closer" in note for note in light.facts["notes"])
+    assert any(
+        "the original's (mean squared error on 1 others" in note for note in light.facts["notes"]
+    )
     torch.testing.assert_close(same[1].running_mean, module[1].running_mean)
     again = env_of("residual", tmp_path, reference=source)
     heavy, other = factorized("residual", tmp_path, again, keep={"macs": 0.4})
-    assert any("re-estimated on 64 samples" in note for note in heavy.facts["notes"])
+    assert any("re-estimated on 51 samples" in note for note in heavy.facts["notes"])
     closer = noise(other, module, x)
     for mine, old in zip(norms.tracked(other), norms.tracked(module), strict=True):
         mine.running_mean, mine.running_var = old.running_mean, old.running_var

@@ -15,7 +15,7 @@ from torch import nn
 from compressor.modules import load_module
 from compressor.passes import prune_channels
 from compressor.passes.prune_channels import Options
-from compressor.pruning import costs
+from compressor.pruning import costs, norms
 from exporters.base import Context, Keep
 from runtimes.errors import Unsupported, UsageError
 from runtimes.types import Artifact
@@ -133,10 +133,46 @@ def test_random_data_and_no_data_are_told_apart(tmp_path):
         pruned("residual", tmp_path, env_of("residual", tmp_path, data=False), saliency="taylor")
 
 
-def test_statistics_are_those_of_the_pruned_module(tmp_path):
-    _, smaller = pruned("residual", tmp_path, keep={"macs": 0.6})
-    first_conv = smaller[0](torch.from_numpy(sm.feeds("residual")))
-    torch.testing.assert_close(smaller[1].running_mean, first_conv.mean((0, 2, 3)).detach())
+def settled_env(tmp_path: Path, freeze: tuple[str, ...] = ()) -> StepEnv:
+    """A residual net whose batch norms know the data, some of its layers frozen."""
+
+    def factory() -> nn.Module:
+        module = sm.settled("residual")
+        for name in freeze:
+            module.get_submodule(name).requires_grad_(False)
+        return module
+
+    source = sm.artifact(factory(), tmp_path / "settled", *sm.CASES["residual"][1:])
+    env = env_of("residual", tmp_path / "settled", reference=source)
+    env.factory = factory
+    return env
+
+
+def test_statistics_are_those_of_the_pruned_module_where_that_is_closer(tmp_path):
+    env = settled_env(tmp_path)
+    made, smaller = pruned("residual", tmp_path, env, keep={"macs": 0.5})
+    assert "statistics re-estimated on 51 samples" in "\n".join(made.facts["notes"])
+    seen = torch.from_numpy(sm.feeds("residual"))[[i for i in range(64) if i % 5]]
+    torch.testing.assert_close(smaller[1].running_mean, smaller[0](seen).mean((0, 2, 3)).detach())
+
+
+def test_statistics_that_lead_further_away_are_left_out(tmp_path):
+    env, x = settled_env(tmp_path), sm.feeds("residual", 6)
+    x[1:5] = 0  # what is re-estimated on; the others tell
+    env.data = {"calibration": ArraySamples({"x": x})}
+    made, smaller = pruned("residual", tmp_path, env, keep={"macs": 0.9}, multiple=1)
+    assert "statistics are the original's (mean squared" in "\n".join(made.facts["notes"])
+    stays = [i for i in range(16) if i not in made.facts["removed"].get("1", [])]
+    torch.testing.assert_close(smaller[1].running_mean, env.factory()[1].running_mean[stays])
+
+
+def test_frozen_norms_keep_their_statistics(tmp_path):
+    env = settled_env(tmp_path, freeze=("0", "1"))
+    _, smaller = pruned("residual", tmp_path, env, keep={"macs": 0.6})
+    before = env.factory()[1]
+    torch.testing.assert_close(smaller[1].running_mean, before.running_mean, rtol=0, atol=0)
+    assert not norms.tracked(smaller).count(smaller[1])
+    assert norms.tracked(smaller.requires_grad_(False)).count(smaller[1])  # all: says nothing
 
 
 def test_widths_are_multiples_and_no_layer_falls_below_the_floor(tmp_path):

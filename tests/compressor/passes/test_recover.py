@@ -25,7 +25,7 @@ FAST = {"epochs": 4, "batch": 32, "precision": "float32"}
 
 
 def pruned(name, tmp_path):
-    reference = sm.source(name, tmp_path / "source")
+    reference = sm.artifact(sm.settled(name), tmp_path / "source", *sm.CASES[name][1:])
     data = {"calibration": ArraySamples({"x": sm.feeds(name)})}
     env = make_env(
         tmp_path, reference=reference, data=data, factory=sm.CASES[name][0], name="prune"
@@ -49,7 +49,7 @@ def test_outputs_come_closer_on_data_not_trained_on(name, tmp_path):
     reference, source = pruned(name, tmp_path)
     made = recover.run(source, Options(**FAST), env_of(name, tmp_path, reference))
     x, factory = sm.feeds(name, 256, seed=9), sm.CASES[name][0]
-    original = sm.build(name)
+    original = sm.settled(name)
     before = error(load_module(source, factory), original, x)
     assert error(load_module(made, factory), original, x) < 0.8 * before
     assert made.facts["removed"] == source.facts["removed"]
@@ -61,8 +61,8 @@ def test_half_precision_comes_closer_too(name, tmp_path):
     options = Options(epochs=4, batch=32, precision="bfloat16", features=1)
     made = recover.run(source, options, env_of(name, tmp_path, reference))
     x, factory = sm.feeds(name, 256, seed=9), sm.CASES[name][0]
-    before = error(load_module(source, factory), sm.build(name), x)
-    assert error(load_module(made, factory), sm.build(name), x) < 0.8 * before
+    before = error(load_module(source, factory), sm.settled(name), x)
+    assert error(load_module(made, factory), sm.settled(name), x) < 0.8 * before
     assert made.facts["recover"]["precision"] == "bfloat16"
     assert all(p.dtype == torch.float32 for p in load_module(made, factory).parameters())
 
@@ -202,6 +202,23 @@ def test_frozen_weights_stay_unless_all_are(layers, note, tmp_path):
     assert not any(after.get_submodule(name).weight.requires_grad for name in layers)
 
 
+def test_frozen_norms_keep_their_statistics(tmp_path):
+    reference, source = pruned("residual", tmp_path)
+    stats = load_module(source, sm.CASES["residual"][0]).state_dict()
+
+    def frozen():
+        module = sm.CASES["residual"][0]()
+        module[1].requires_grad_(False)
+        return module
+
+    env = env_of("residual", tmp_path, reference)
+    env.factory = frozen
+    after = load_module(recover.run(source, Options(**FAST), env), frozen).state_dict()
+    moved = {k for k in stats if "running" in k and not torch.equal(after[k], stats[k])}
+    assert moved
+    assert not any(name.startswith("1.") for name in moved)
+
+
 def test_a_module_without_weights_has_nothing_to_train(tmp_path):
     source = sm.artifact(torch.nn.ReLU(), tmp_path / "source", *sm.CASES["mlp"][1:])
     env = env_of("mlp", tmp_path, source)
@@ -220,7 +237,7 @@ def test_divergence_names_the_learning_rate(tmp_path):
 def test_features_come_closer_where_they_are_asked_for(name, tmp_path):
     reference, source = pruned(name, tmp_path)
     factory, x = sm.CASES[name][0], torch.from_numpy(sm.feeds(name, 128, seed=9))
-    original = sm.build(name)
+    original = sm.settled(name)
 
     def far(artifact, features):
         student, found = load_module(artifact, factory), []
