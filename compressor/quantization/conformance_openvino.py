@@ -82,9 +82,24 @@ def _weight(op: Any, scheme: QuantScheme) -> Iterator[Violation]:
     if scheme.weight_symmetric and zero is not None and zero.any():
         yield Violation(where, "weight zero point", "0", "others")
     peak = int(np.abs(integers.astype(np.int32)).max(initial=0))
-    if peak > scheme.weight_limit:
-        yield Violation(where, "weight range", f"±{scheme.weight_limit}", str(peak))
+    limit = _limit(op, scheme)
+    if peak > limit:
+        yield Violation(where, "weight range", f"±{limit}", str(peak))
     yield from _scales(where, op, integers.shape, scale)
+
+
+def _limit(op: Any, scheme: QuantScheme) -> int:
+    """The largest magnitude of the weights of `op`.
+
+    NNCF's 7 bits reach -64, with which two products still sum to less than 2^15; it leaves those of
+    depthwise convolutions in 8, which have no products of two channels to sum.
+    """
+    if not scheme.reduce_range:
+        return scheme.weight_limit
+    shape = op.input_value(1).get_partial_shape()
+    if op.get_type_name() == "GroupConvolution" and shape[2].is_static and shape[2] == 1:
+        return 127
+    return 64
 
 
 def _behind_convert(node: Any) -> Any:

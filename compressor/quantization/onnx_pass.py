@@ -139,10 +139,15 @@ def _facts(
     }
 
 
-def integers(scheme: QuantScheme) -> str:
-    """The note on what the layers compute in: signs, scales and range, as the scheme has them."""
+def integers(scheme: QuantScheme, activations: str = "") -> str:
+    """The note on what the layers compute in: signs, scales and range, as the scheme has them.
+
+    `activations` where they are not all of the scheme's sign.
+    """
     weights = f"{'s' if scheme.weight_signed else 'u'}{scheme.weight_bits}"
-    activations = f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    activations = (
+        activations or f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    )
     each = "channel" if scheme.weight_per_channel else "tensor"
     span = "7-bit weights: no VNNI" if scheme.reduce_range else "full range"
     return f"{INTEGERS}weights {weights} per {each}, activations {activations}, {span}"

@@ -4,7 +4,8 @@ Against NNCF's defaults, measured on trained networks (benchmarks/quantization_e
 the largest seen instead of means of each sample's, +3 to +20 dB; no bias correction, which took
 3 to 12 dB away from convolutional networks; batches instead of single samples, which is faster;
 asymmetric activations where they have both signs and the model convolutions (a MobileNetV3:
-+2.6 dB); SmoothQuant of our own.
++2.6 dB); weights in the full range where the CPU cannot overflow, and all of them in half of it
+where it can (NNCF: the first convolutions, on either); SmoothQuant of our own.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
 from compressor.quantization.keep import kept
-from compressor.quantization.onnx_pass import keep_of, write_quantized
+from compressor.quantization.onnx_pass import integers, keep_of, write_quantized
 from compressor.quantization.onnx_static import SMOOTHING_BATCHES
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_smooth import has_attention
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
-from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
-from exporters.base import Env
+from exporters._schemes import OPENVINO
+from exporters.base import Env, QuantScheme
 from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
 
+ACTIVATIONS = "s8 and u8"  # as NNCF finds signs in them, whatever the CPU
 _HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
+
+
+def scheme_of(env: Env) -> QuantScheme:
+    """The target's scheme, which the CPU's instruction set decides; outside of a target, VNNI's."""
+    return env.context.scheme or OPENVINO
 
 
 def refusals(source: Artifact) -> list[Refusal]:
@@ -68,15 +75,14 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         # The engine's own transformations broke what the file says; seen where factors met a mean.
         made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
         done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
-    if env.context.scheme is not None:
-        found = openvino_violations(made, env.context.scheme)
-        require_conforming(found, "quantize_static")
+    scheme = scheme_of(env)
+    require_conforming(openvino_violations(made, scheme), "quantize_static")
     write_ir(made, env.work / source.entry, source)
     rows = requested(made, stay)
     if not any(row["requested"] == "int8" for row in rows):
         left = [Refusal(row["layer"], row["reason"]) for row in rows]
         raise Unsupported("no layer was quantized", left, where="quantize_static")
-    notes = [_integers(model), *_replaced(options.method), *done]
+    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
     return require_drop_in(source, write_quantized(source, facts, env))
 
@@ -109,10 +115,12 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     samples = env.data["calibration"]
     feeds = _Feeds(samples, source, options.samples, _batch(model, samples))
     dataset = nncf.Dataset(feeds)
+    narrow = scheme_of(env).reduce_range
     advanced = nncf.AdvancedQuantizationParameters(
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         disable_bias_correction=options.bias_correction != "on",
         activations_range_estimator_params=_estimator(nncf, options.method),
+        overflow_fix=nncf.OverflowFix.ENABLE if narrow else nncf.OverflowFix.DISABLE,
     )
     # NNCF calibrates a recurrent state as if it were one tensor: an LSTM came out at 2 dB.
     types = sorted(RECURRENT_TYPES)
@@ -162,14 +170,6 @@ def _errors(nncf: Any) -> tuple[type[Exception], ...]:
     """What NNCF raises where it cannot do a model; its errors have no base class of their own."""
     own = (e for e in vars(nncf.errors).values() if isinstance(e, type))
     return (RuntimeError, *(e for e in own if issubclass(e, Exception)))
-
-
-def _integers(model: Any) -> str:
-    """The note on what the layers compute in; NNCF narrows the first convolutions by default."""
-    span = "full range"
-    if any(op.get_type_name() == "Convolution" for op in model.get_ops()):
-        span += " but for the first convolutions (7-bit weights, whatever the CPU)"
-    return f"{INTEGERS}weights s8 per channel, activations s8 and u8, {span}"
 
 
 def _replaced(method: str) -> list[str]:
@@ -289,6 +289,6 @@ def _facts(
             "samples": used,
             "weights": "int8 per channel",
             "activations": "int8 and uint8",
-            "reduce_range": False,
+            "reduce_range": scheme_of(env).reduce_range,
         },
     }

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.quantization.conformance import violations
 from compressor.quantization.onnx_pass import integers, model_refusals
 from exporters._schemes import ONNXRUNTIME_ARM, ONNXRUNTIME_X86
 from exporters.base import Keep
+from exporters.to_openvino import scheme_for
 from runtimes.errors import BuildFailed, Unsupported, UsageError
 from tests import models
 from tests.compressor.quantization.helpers import (
@@ -73,18 +75,35 @@ def test_what_the_layers_compute_in_is_said(tmp_path):
     assert integers(ONNXRUNTIME_ARM) == vnni.replace("u8", "s8")
 
 
-def test_openvinos_first_convolutions_are_narrow_and_it_is_said(tmp_path):
+@pytest.mark.parametrize("model", ["convnet", "depthwise", "transformer_block"])
+@pytest.mark.parametrize(
+    ("flags", "peaks", "said"),
+    [
+        ({"avx2", "avx512f"}, {63, 64}, "7-bit weights: no VNNI"),
+        ({"avx2", "avx_vnni"}, {127}, "full range"),
+    ],
+)
+def test_openvinos_weights_are_narrow_without_vnni_and_it_is_said(
+    model, flags, peaks, said, tmp_path
+):
     import openvino
 
-    made = apply(tmp_path, prepared(tmp_path, "convnet", "openvino"), "quantize_static")
+    scheme = scheme_for(flags)
+    given = prepared(tmp_path, model, "openvino")
+    made = apply(tmp_path, given, "quantize_static", scheme=scheme)
     ops = openvino.Core().read_model(str(made.path)).get_ordered_ops()
-    kept = [
-        op.get_data()
+    kept = {
+        op.get_data().shape: op.get_data().astype(int)
         for op in ops
         if op.get_type_name() == "Constant" and op.get_element_type() == openvino.Type.i8
-    ]
-    assert [int(abs(values.astype(int)).max()) for values in kept] == [63, 127, 127, 127, 127]
-    assert any("first convolutions (7-bit weights" in note for note in made.facts["notes"])
+    }
+    depthwise = kept.pop((32, 1, 1, 3, 3), None)
+    assert {int(abs(values).max()) for values in kept.values()} <= peaks
+    if depthwise is not None:  # no two of its products are summed
+        assert abs(depthwise).max() == 127
+    assert violations(made, scheme) == []
+    assert f"INT8: weights s8 per channel, activations s8 and u8, {said}" in made.facts["notes"]
+    assert made.facts["quantization"]["reduce_range"] == (64 in peaks)
 
 
 def test_openvino_says_that_it_has_no_entropy(tmp_path):

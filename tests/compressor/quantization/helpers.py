@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compressor.steps import load_step, parse_options
-from exporters.base import Keep, StepSpec
+from exporters.base import Keep, QuantScheme, StepSpec
 from runtimes.base import load_runtime
 from runtimes.types import Artifact
 from tests.contract import subjects
@@ -32,11 +32,14 @@ def apply(
     name: str,
     *,
     keep: Keep | None = None,
+    scheme: QuantScheme | None = None,
     calibrated: bool = True,
     **options: Any,
 ) -> Artifact:
     """`given` after step `name`, as in a run for the target of its format."""
     context = replace(subjects.context(name, given.format), keep=keep or Keep())
+    if scheme is not None:
+        context = replace(context, scheme=scheme)
     data = subjects.data(given) if calibrated else {}
     parsed = parse_options(StepSpec(name, options), name)
     env = make_env(
