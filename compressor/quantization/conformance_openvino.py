@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.conformance import Violation
+from compressor.quantization.openvino_branches import nested_ops
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES
 from exporters.base import QuantScheme
 
@@ -20,9 +21,9 @@ _OFF_GRID = 0.02  # of a step: how far bounds in float32 may move the level of 0
 
 
 def openvino_violations(model: Any, scheme: QuantScheme) -> list[Violation]:
-    """Every layer of an `openvino.Model` that breaks `scheme`."""
+    """Every layer of an `openvino.Model`, in bodies too, that breaks `scheme`."""
     found: list[Violation] = []
-    for op in model.get_ordered_ops():
+    for op in nested_ops(model):
         kind = op.get_type_name()
         if kind == "FakeQuantize":
             found += _activation(op, scheme)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.quantization import smooth
-from compressor.quantization.calibration import Statistics, batches
+from compressor.quantization.calibration import BATCH, Statistics, batches
 from compressor.quantization.conformance import onnx_violations, require_conforming
+from compressor.quantization.onnx_branches import RECURRENT, branches, has_branches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
 from compressor.result import INTEGERS
@@ -60,8 +61,9 @@ def static_refusals(source: Artifact, exclude: tuple[str, ...], context: Context
     if opset_of(model) < 13:
         why = f"operator set {opset_of(model)}: scales per channel need 13"
         return [Refusal("model", why, "export with operator set 13 or above")]
+    inside = branches(model)
     _, _, plan = planned(model, scheme_of(context), keep_of(context, exclude))
-    if plan.weights:
+    if plan.weights or inside:
         return []
     why = "no layer can run in INT8"
     reasons = [Refusal(name, reason) for name, reason in plan.reasons.items()]
@@ -73,11 +75,12 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     """Quantize, check that it is a smaller drop-in, and write it with its facts."""
     model, samples = load_model(source.path), env.data["calibration"]
     total = min(options.samples, len(samples))
+    most = 1 if has_branches(model) else BATCH  # a batch would take one branch for all of it
     made = quantize(
         model,
         scheme_of(env.context),
         keep_of(env.context, options.exclude),
-        lambda: batches(samples, source.inputs, options.samples),
+        lambda: batches(samples, source.inputs, options.samples, most=most),
         method=options.method,
         bias_correction=options.bias_correction != "off",
         smoothing=options.smooth != "off",
@@ -86,6 +89,9 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )
     scheme = scheme_of(env.context)
+    if not made.plan.weights:
+        why = [Refusal(name, reason) for name, reason in made.plan.reasons.items()]
+        raise Unsupported("no layer was quantized", why, where="quantize_static")
     require_conforming(onnx_violations(made.model, scheme, made.plan.reasons), "quantize_static")
     save_model(made.model, env.work / source.entry)
     facts = {**source.facts, **_facts(source, made, options, scheme)}
@@ -182,16 +188,18 @@ def _converged(seen: Statistics) -> list[str]:
 
 
 def _left_float(made: Quantized) -> list[str]:
-    weighted = [
-        n
-        for n in made.plan.reasons
-        if made.ops[n] in WEIGHTED | {"ConvTranspose", "GRU", "LSTM", "RNN"}
-    ]
-    if not weighted:
-        return [f"all {len(made.plan.weights)} layers with weights were asked to run in INT8"]
+    kinds = WEIGHTED | RECURRENT | {"ConvTranspose"}
+    left = {name: why for name, why in made.plan.reasons.items() if made.ops[name] in kinds}
+    return asked(len(made.plan.weights), left)
+
+
+def asked(integer: int, left: Mapping[str, str]) -> list[str]:
+    """Notes on how many layers with weights were asked to run in INT8, or why some were not."""
+    if not left:
+        return [f"all {integer} layers with weights were asked to run in INT8"]
     by_reason: dict[str, list[str]] = {}
-    for name in weighted:
-        by_reason.setdefault(made.plan.reasons[name], []).append(name)
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
     return [f"kept float: {_some(names)} ({reason})" for reason, names in by_reason.items()]
 
 

@@ -15,7 +15,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -27,8 +27,14 @@ from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
 from compressor.quantization.keep import kept
-from compressor.quantization.onnx_pass import integers, keep_of, write_quantized
+from compressor.quantization.onnx_pass import asked, integers, keep_of, write_quantized
 from compressor.quantization.onnx_static import SMOOTHING_BATCHES
+from compressor.quantization.openvino_branches import (
+    condition_ops,
+    has_branches,
+    nested_ops,
+    quantize_branches,
+)
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_smooth import has_attention
@@ -53,8 +59,8 @@ def refusals(source: Artifact) -> list[Refusal]:
     import openvino as ov
 
     model = ov.Core().read_model(str(source.path))
-    types = {op.get_type_name() for op in model.get_ops()}
-    bits = {weight_bits(op) for op in model.get_ops()} - {None}
+    types = {op.get_type_name() for op in nested_ops(model)}
+    bits = {weight_bits(op) for op in nested_ops(model)} - {None}
     if "FakeQuantize" in types or bits & {4, 8}:
         why = "the model is already quantized"
         return [Refusal("model", why, "hand in the float model it was made from")]
@@ -69,19 +75,19 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     model = read_ir(source.path)
     stay = kept(named(model), keep_of(env.context, options.exclude))
     smoothed = _smooth(model, set(stay), source, options, env)
-    made = _quantize(model, sorted(stay), source, options, env)
+    made, left = _quantize(model, sorted(stay), source, options, env)
     done = smooth.note(smoothed)
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
-        made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
+        made, left = _quantize(read_ir(source.path), sorted(stay), source, options, env)
         done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
     scheme = scheme_of(env)
     require_conforming(openvino_violations(made, scheme), "quantize_static")
     write_ir(made, env.work / source.entry, source)
-    rows = requested(made, stay)
+    rows = requested(made, {**left, **stay})
     if not any(row["requested"] == "int8" for row in rows):
-        left = [Refusal(row["layer"], row["reason"]) for row in rows]
-        raise Unsupported("no layer was quantized", left, where="quantize_static")
+        why = [Refusal(row["layer"], row["reason"]) for row in rows]
+        raise Unsupported("no layer was quantized", why, where="quantize_static")
     notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
     return require_drop_in(source, write_quantized(source, facts, env))
@@ -110,12 +116,31 @@ def _runs_as_written(model: Any, source: Artifact, env: Env) -> bool:
     return noise <= signal * 10**-1.5
 
 
-def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, env: Env) -> Any:
-    nncf = quiet_nncf()
+def _quantize(
+    model: Any, ignored: list[str], source: Artifact, options: Any, env: Env
+) -> tuple[Any, dict[str, str]]:
+    """`model` in INT8 with the branches that the data takes; why layers in others stay float."""
     samples = env.data["calibration"]
-    feeds = _Feeds(samples, source, options.samples, _batch(model, samples))
-    dataset = nncf.Dataset(feeds)
-    narrow = scheme_of(env).reduce_range
+    # Each sample takes its own branch; a batch would take one for all.
+    most = 1 if has_branches(model) else _batch(model, samples)
+    env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
+
+    def quantize(part: Any, feeds: Iterable[Any]) -> tuple[Any, dict[str, str]]:
+        made = _by_nncf(part, ignored, feeds, options, scheme_of(env).reduce_range)
+        return made, quantize_branches(part, made, feeds, quantize, env.context.threads)
+
+    return quantize(model, _Feeds(samples, source, options.samples, most))
+
+
+def _by_nncf(
+    model: Any, ignored: list[str], feeds: Iterable[Any], options: Any, narrow: bool
+) -> Any:
+    """`model` in INT8, what stands in bodies left alone."""
+    nncf = quiet_nncf()
+    # `nncf.quantize` of a model without an If, which would also enter the branches of one.
+    from nncf.openvino.quantization.quantize_model import native_quantize_impl
+
+    call = native_quantize_impl if has_branches(model) else nncf.quantize
     advanced = nncf.AdvancedQuantizationParameters(
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         disable_bias_correction=options.bias_correction != "on",
@@ -124,8 +149,8 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     )
     # NNCF calibrates a recurrent state as if it were one tensor: an LSTM came out at 2 dB.
     types = sorted(RECURRENT_TYPES)
-    scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
-    env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
+    names = sorted({*ignored, *condition_ops(model)})
+    scope = nncf.IgnoredScope(names=names, types=types, validate=False)
     preset, attention = nncf.QuantizationPreset.MIXED, has_attention(model)
     if not attention and not _has_convolutions(model):
         # Zero points cost convolutions nothing, and products a sixth of their speed.
@@ -136,9 +161,9 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     for kind in kinds:
         try:
             with _silence():
-                return nncf.quantize(
+                return call(
                     model,
-                    dataset,
+                    nncf.Dataset(feeds),
                     subset_size=sum(1 for _ in feeds),
                     fast_bias_correction=True,
                     ignored_scope=scope,
@@ -243,7 +268,7 @@ def quiet_nncf() -> Any:
 def requested(model: Any, stay: dict[str, str]) -> list[dict[str, str]]:
     """What was asked for, per layer with weights, and for every layer the user keeps float."""
     rows = []
-    for op in model.get_ordered_ops():
+    for op in nested_ops(model):
         name, kind = op.get_friendly_name(), op.get_type_name()
         layer = name.removesuffix("/WithoutBiases")
         if kind in WEIGHTED_TYPES:
@@ -271,18 +296,13 @@ def _facts(
     import nncf
     import openvino as ov
 
-    left = [f"{row['layer']} ({row['reason']})" for row in rows if row["requested"] == "float32"]
+    left = {row["layer"]: row["reason"] for row in rows if row["requested"] == "float32"}
     count = sum(row["requested"] == "int8" for row in rows)
-    note = (
-        f"kept float: {', '.join(left)}"
-        if left
-        else f"all {count} layers with weights were asked to run in INT8"
-    )
     used = min(options.samples, len(env.data["calibration"]))
     return {
         "requested": rows,
         "container": "ir",
-        "notes": [*source.facts.get("notes", []), *notes, note],
+        "notes": [*source.facts.get("notes", []), *notes, *asked(count, left)],
         "quantization": {
             "tool": f"nncf {nncf.__version__} on openvino {ov.__version__.split('-')[0]}",
             "method": "mse" if options.method == "entropy" else options.method,
