@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration_ranges import BINS, METHODS, Range, histogram
+from compressor.quantization.convergence import Point, Widening
 from exporters._onnx_graph import opset_of
 from exporters._onnx_session import tapped_session
 from exporters.base import Samples, batch_range
@@ -39,8 +40,7 @@ class Statistics:
         by_method: the same after each of them.
         means: the mean of each channel.
         samples: how many were seen.
-        growth: by how much, of what it is in the end, the median range grew over the last half of
-            the samples; None where there were too few to tell.
+        series: how wide the ranges were on the way.
         held_bytes: histograms, and the activations that were held at once to fill them.
     """
 
@@ -48,7 +48,7 @@ class Statistics:
     by_method: dict[str, dict[str, Range]] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
-    growth: float | None = None
+    series: tuple[Point, ...] = ()
     held_bytes: int = 0
 
 
@@ -173,15 +173,14 @@ def calibrate(
     clips = bool(tensors) and wanted != ("minmax",)
     found, sizes = Statistics(), dict[str, int]()
     taps = _taps(model, tensors, mean_axes, sizes=clips)
-    earlier: list[tuple[int, dict[str, Range]]] = []
+    widening = Widening()
     for outputs, count in _stream(model, taps, data, threads):
         _merge(found, outputs, count, sizes)
-        if not earlier or found.samples >= 2 * earlier[-1][0]:
-            earlier.append((found.samples, dict(found.ranges)))
+        widening.add(_spans(outputs, tensors), count)
         if told is not None:
             told(found.samples)
-    _check_finite(found.ranges)
-    found.growth = _growth(earlier, found)
+    _check_finite(widening.ranges)
+    found.ranges, found.series = widening.ranges, widening.series()
     if clips:
         counts = _histograms(model, found, sizes, data, threads, said)
         for name in wanted:
@@ -301,24 +300,15 @@ def _merge(
             found.means[name] = before + share * (value.astype(np.float64) - before)
         elif kind == "size":
             sizes[name] = max(sizes.get(name, 0), -(-int(value) // count))
-        else:
-            low, high = found.ranges.get(name, (np.inf, -np.inf))
-            at = float(value)
-            found.ranges[name] = (min(low, at), high) if kind == "min" else (low, max(high, at))
     found.samples += count
 
 
-def _growth(earlier: Sequence[tuple[int, dict[str, Range]]], found: Statistics) -> float | None:
-    """See `Statistics.growth`; the last half is what came after the last doubling before it."""
-    halves = [ranges for count, ranges in earlier if 2 * count <= found.samples]
-    if not halves or not found.ranges:
-        return None
-    shares = []
-    for name, (low, high) in found.ranges.items():
-        width = max(high, 0.0) - min(low, 0.0)
-        before = max(halves[-1][name][1], 0.0) - min(halves[-1][name][0], 0.0)
-        shares.append(1 - before / width if width else 0.0)
-    return float(np.median(shares))
+def _spans(outputs: Mapping[str, Any], tensors: Sequence[str]) -> dict[str, Range]:
+    ends = {
+        name: [float(outputs[f"{name}{_SEPARATOR}{end}"]) for end in ("min", "max")]
+        for name in tensors
+    }
+    return {name: (low, high) for name, (low, high) in ends.items()}
 
 
 def _check_output(name: str, values: Any) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.quantization import smooth
-from compressor.quantization.calibration import BATCH, Statistics, batches
+from compressor.quantization.calibration import BATCH, batches
 from compressor.quantization.conformance import onnx_violations, require_conforming
+from compressor.quantization.convergence import convergence_facts, convergence_note
 from compressor.quantization.onnx_branches import RECURRENT, branches, has_branches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
@@ -21,7 +22,6 @@ from exporters.base import Context, Env, Keep, QuantScheme
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-STILL_GROWING = 0.2  # 100 random samples of Fashion-MNIST grew by 0 to 18 % on 9 networks
 _KNOWN_DOMAINS = STANDARD_DOMAINS | {"com.microsoft"}
 
 
@@ -136,7 +136,7 @@ def _facts(
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
             "samples": made.statistics.samples,
-            "range_growth": made.statistics.growth,
+            **convergence_facts(made.statistics.series, made.statistics.samples),
             "held_bytes": made.statistics.held_bytes,
             "weights": "int8 per channel" if scheme.weight_per_channel else "int8 per tensor",
             "activations": "int8" if scheme.activation_signed else "uint8",
@@ -172,19 +172,9 @@ def requested(made: Quantized) -> list[dict[str, str]]:
 
 
 def _notes(made: Quantized) -> list[str]:
-    return [*_converged(made.statistics), *smooth.note(made.smoothed), *_left_float(made)]
-
-
-def _converged(seen: Statistics) -> list[str]:
-    """How far calibration had come: ranges that still grow mean that more samples are needed."""
-    if seen.growth is None:
-        return []
-    grew = f"the median range grew by {seen.growth:.0%} over the last half"
-    text = f"calibrated on {seen.samples} samples: {grew}"
-    if seen.growth <= STILL_GROWING:
-        return [text]
-    expected = f"at most {STILL_GROWING:.0%} was expected"
-    return [f"{text}; {expected}: hand in more samples, drawn at random"]
+    seen = made.statistics
+    converged = convergence_note(seen.series, seen.samples)
+    return [*converged, *smooth.note(made.smoothed), *_left_float(made)]
 
 
 def _left_float(made: Quantized) -> list[str]:

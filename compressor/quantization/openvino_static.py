@@ -26,6 +26,7 @@ from compressor.quantization.calibration import BATCH, batches
 from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
+from compressor.quantization.convergence import convergence_facts, convergence_note
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_pass import asked, integers, keep_of, write_quantized
 from compressor.quantization.onnx_static import SMOOTHING_BATCHES
@@ -37,6 +38,7 @@ from compressor.quantization.openvino_branches import (
 )
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
+from compressor.quantization.openvino_ranges import widening
 from compressor.quantization.openvino_smooth import has_attention
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
 from exporters._drop_in import require_drop_in
@@ -79,17 +81,22 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     done = smooth.note(smoothed)
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
-        made, left = _quantize(read_ir(source.path), sorted(stay), source, options, env)
+        model = read_ir(source.path)
+        made, left = _quantize(model, sorted(stay), source, options, env)
         done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
     scheme = scheme_of(env)
     require_conforming(openvino_violations(made, scheme), "quantize_static")
+    seen = widening(model, made, _feeds(model, source, options, env), env.context.threads)
     write_ir(made, env.work / source.entry, source)
     rows = requested(made, {**left, **stay})
     if not any(row["requested"] == "int8" for row in rows):
         why = [Refusal(row["layer"], row["reason"]) for row in rows]
         raise Unsupported("no layer was quantized", why, where="quantize_static")
-    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method), *done]
+    series = seen.series()
+    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method)]
+    notes += [*convergence_note(series, seen.samples), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
+    facts["quantization"].update(convergence_facts(series, seen.samples))
     return require_drop_in(source, write_quantized(source, facts, env))
 
 
@@ -120,16 +127,14 @@ def _quantize(
     model: Any, ignored: list[str], source: Artifact, options: Any, env: Env
 ) -> tuple[Any, dict[str, str]]:
     """`model` in INT8 with the branches that the data takes; why layers in others stay float."""
-    samples = env.data["calibration"]
-    # Each sample takes its own branch; a batch would take one for all.
-    most = 1 if has_branches(model) else _batch(model, samples)
-    env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
+    total = min(options.samples, len(env.data["calibration"]))
+    env.progress(0.0, f"NNCF calibrates on {total} samples")
 
     def quantize(part: Any, feeds: Iterable[Any]) -> tuple[Any, dict[str, str]]:
         made = _by_nncf(part, ignored, feeds, options, scheme_of(env).reduce_range)
         return made, quantize_branches(part, made, feeds, quantize, env.context.threads)
 
-    return quantize(model, _Feeds(samples, source, options.samples, most))
+    return quantize(model, _feeds(model, source, options, env))
 
 
 def _by_nncf(
@@ -230,6 +235,14 @@ def _batch(model: Any, samples: Any) -> int:
     shapes = [out.get_partial_shape() for out in made]
     held = sum(4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
     return int(max(1, min(BATCH, _HELD_BYTES // max(1, held))))
+
+
+def _feeds(model: Any, source: Artifact, options: Any, env: Env) -> _Feeds:
+    """The calibration data, as many samples at once as their activations allow."""
+    samples = env.data["calibration"]
+    # Each sample takes its own branch; a batch would take one for all.
+    most = 1 if has_branches(model) else _batch(model, samples)
+    return _Feeds(samples, source, options.samples, most)
 
 
 class _Feeds:

@@ -11,6 +11,7 @@ import pytest
 
 from compressor.quantization.conformance import violations
 from compressor.quantization.onnx_pass import integers, model_refusals
+from compressor.result import UNCONVERGED
 from exporters._schemes import ONNXRUNTIME_ARM, ONNXRUNTIME_X86
 from exporters.base import Keep
 from exporters.to_openvino import scheme_for
@@ -25,6 +26,7 @@ from tests.compressor.quantization.helpers import (
     sqnr_db,
 )
 from tests.layers.tree import ROOT
+from tests.step_env import ArraySamples
 
 BOTH = pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 
@@ -218,17 +220,38 @@ def test_facts_say_what_was_done(tmp_path):
     assert {row["layer"]: row["requested"] for row in facts["requested"]}["rnn"] == "float32"
 
 
-def test_ranges_that_still_grow_are_said(tmp_path):
-    from compressor.quantization.calibration import Statistics
-    from compressor.quantization.onnx_pass import _converged
+@BOTH
+def test_how_far_the_ranges_had_come_is_said(target, tmp_path):
+    given = prepared(tmp_path, "convnet", target)
+    facts = apply(tmp_path, given, "quantize_static").facts
+    (said,) = [n for n in facts["notes"] if n.startswith("calibration: the median range grew by")]
+    assert "over the last half of 64 samples" in said
+    assert "after 16, " in said
+    widths = facts["quantization"]["range_widths"]
+    assert [samples for samples, *_ in widths] == [16, 32]
+    assert all(0 < least <= median <= 1 for _, median, least in widths)
+    assert facts["quantization"]["range_growth"] == pytest.approx(1 - widths[-1][1])
 
-    notes = apply(tmp_path, prepared(tmp_path, "convnet"), "quantize_static").facts["notes"]
-    assert any(note.startswith("calibrated on 64 samples: the median range grew") for note in notes)
-    (text,) = _converged(Statistics(samples=64, growth=0.31))
-    assert text.endswith(
-        "grew by 31% over the last half; at most 20% was expected: "
-        "hand in more samples, drawn at random"
-    )
+
+@BOTH
+def test_ranges_that_still_grow_are_a_warning(target, tmp_path):
+    given = prepared(tmp_path, "convnet", target)
+    images = models.fashion_like(48)["image"]
+    brighter = images * np.linspace(0.1, 3, 48, dtype=np.float32)[:, None, None, None]
+    data = {"calibration": ArraySamples({"image": brighter})}
+    notes = apply(tmp_path, given, "quantize_static", data=data).facts["notes"]
+    (said,) = [note for note in notes if note.startswith(UNCONVERGED)]
+    assert said.endswith("at most 20% was expected: hand in 48 more, drawn at random")
+
+
+def test_both_engines_tell_the_same_series(tmp_path):
+    found = [
+        apply(tmp_path, prepared(tmp_path, "convnet", target), "quantize_static").facts
+        for target in ("onnxruntime", "openvino")
+    ]
+    a, b = (facts["quantization"]["range_widths"] for facts in found)
+    # They do not quantize quite the same tensors: OpenVINO the sum before its Relu too.
+    np.testing.assert_allclose(a, b, atol=0.05)
 
 
 def test_the_bare_core_is_enough(tmp_path):
