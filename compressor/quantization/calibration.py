@@ -23,7 +23,7 @@ from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 
 BATCH = 16
-_BUDGET = 64 << 20  # bytes of activations that are looked at together
+BUDGET = 64 << 20  # bytes of activations that are looked at together
 _WAITING = 64 << 20  # bytes of samples that wait for others of their shape
 _SEPARATOR = "//"
 _Feeder = Callable[[], Iterator[Feeds]]
@@ -278,6 +278,7 @@ def _stream(
             for name in [name for name in names if _SEPARATOR not in name]:
                 _check_output(name, values.pop(name))
             yield values, _rows(feeds)
+            values.clear()  # before the next ones are there
 
 
 def _slices(feeds: Feeds, rows: int) -> Iterator[Feeds]:
@@ -340,7 +341,7 @@ def _histograms(
     threads: int,
     said: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Counts for each tensor of `sizes` (values a sample), `_BUDGET` bytes of them at a time."""
+    """Counts for each tensor of `sizes` (values a sample), `BUDGET` bytes of them at a time."""
     rows = _rows_at_once(model, sizes)
     parts = _parts(sizes, rows)
     held = max(4 * rows * sum(sizes[name] for name in part) for part in parts)
@@ -367,18 +368,18 @@ def _rows_at_once(model: Any, sizes: Mapping[str, int]) -> int:
         dims = value.type.tensor_type.shape.dim
         if value.name not in weights and dims and dims[0].dim_value:
             return int(dims[0].dim_value)
-    return int(max(1, min(BATCH, _BUDGET // (4 * sum(sizes.values()) or 1))))
+    return int(max(1, min(BATCH, BUDGET // (4 * sum(sizes.values()) or 1))))
 
 
 def _parts(sizes: Mapping[str, int], rows: int) -> list[list[str]]:
     """The tensors in groups that fit the budget, or hold one tensor."""
     parts: list[list[str]] = [[]]
-    room = _BUDGET
+    room = BUDGET
     for name, size in sizes.items():
         need = 4 * size * rows
         if parts[-1] and need > room:
             parts.append([])
-            room = _BUDGET
+            room = BUDGET
         parts[-1].append(name)
         room -= need
     return parts

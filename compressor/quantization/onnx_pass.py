@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.quantization import smooth
 from compressor.quantization.calibration import BATCH, batches
+from compressor.quantization.calibration_memory import held
 from compressor.quantization.conformance import onnx_violations, require_conforming
 from compressor.quantization.convergence import convergence_facts, convergence_note
 from compressor.quantization.onnx_branches import RECURRENT, branches, has_branches
@@ -76,6 +77,7 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     model, samples = load_model(source.path), env.data["calibration"]
     total = min(options.samples, len(samples))
     most = 1 if has_branches(model) else BATCH  # a batch would take one branch for all of it
+    memory = str(held(model, env.context.dims, options.method, "onnxruntime"))
     made = quantize(
         model,
         scheme_of(env.context),
@@ -94,7 +96,7 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         raise Unsupported("no layer was quantized", why, where="quantize_static")
     require_conforming(onnx_violations(made.model, scheme, made.plan.reasons), "quantize_static")
     save_model(made.model, env.work / source.entry)
-    facts = {**source.facts, **_facts(source, made, options, scheme)}
+    facts = {**source.facts, **_facts(source, made, options, scheme, memory)}
     return require_drop_in(source, write_quantized(source, facts, env))
 
 
@@ -125,13 +127,13 @@ def require_smaller(source: Artifact, artifact: Artifact) -> None:
 
 
 def _facts(
-    source: Artifact, made: Quantized, options: Any, scheme: QuantScheme
+    source: Artifact, made: Quantized, options: Any, scheme: QuantScheme, memory: str
 ) -> Mapping[str, Any]:
     import onnxruntime
 
     return {
         "requested": requested(made),
-        "notes": [*source.facts.get("notes", []), integers(scheme), *_notes(made)],
+        "notes": [*source.facts.get("notes", []), integers(scheme), memory, *_notes(made)],
         "quantization": {
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,

@@ -23,6 +23,7 @@ import numpy as np
 
 from compressor.quantization import openvino_smooth, smooth
 from compressor.quantization.calibration import BATCH, batches
+from compressor.quantization.calibration_memory import Held, held_by_nncf
 from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
@@ -48,7 +49,6 @@ from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
 
 ACTIVATIONS = "s8 and u8"  # as NNCF finds signs in them, whatever the CPU
-_HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
 
 
 def scheme_of(env: Env) -> QuantScheme:
@@ -94,6 +94,7 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         raise Unsupported("no layer was quantized", why, where="quantize_static")
     series = seen.series()
     notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method)]
+    notes += [str(_held(model, source, env, options.method))]
     notes += [*convergence_note(series, seen.samples), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
     facts["quantization"].update(convergence_facts(series, seen.samples))
@@ -221,27 +222,25 @@ def _estimator(nncf: Any, method: str) -> Any:
     return kinds.RangeEstimatorParameters(min=part, max=part)
 
 
-def _batch(model: Any, samples: Any) -> int:
-    """How many samples NNCF may see at once: it holds every activation of a batch together."""
+def _held(model: Any, source: Artifact, env: Env, method: str) -> Held:
+    """What NNCF will hold: activations of as many samples at once as fit."""
+    most = 1 if has_branches(model) else BATCH  # each sample takes its own branch
     copy = model.clone()
-    feeds = samples.feeds([0])
-    try:
+    feeds = env.data["calibration"].feeds([0])
+    with contextlib.suppress(RuntimeError):  # a model that takes other sizes only
         copy.reshape({name: list(array.shape) for name, array in feeds.items()})
-    except RuntimeError:  # a model that takes other sizes only
-        return BATCH
     made = [
         out for op in copy.get_ops() for out in op.outputs() if op.get_type_name() != "Constant"
     ]
     shapes = [out.get_partial_shape() for out in made]
-    held = sum(4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
-    return int(max(1, min(BATCH, _HELD_BYTES // max(1, held))))
+    sizes = [4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static]
+    return held_by_nncf(sizes, most, method, source.size_bytes, len(shapes) - len(sizes))
 
 
 def _feeds(model: Any, source: Artifact, options: Any, env: Env) -> _Feeds:
     """The calibration data, as many samples at once as their activations allow."""
     samples = env.data["calibration"]
-    # Each sample takes its own branch; a batch would take one for all.
-    most = 1 if has_branches(model) else _batch(model, samples)
+    most = _held(model, source, env, options.method).samples
     return _Feeds(samples, source, options.samples, most)
 
 

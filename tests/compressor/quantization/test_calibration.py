@@ -81,7 +81,7 @@ def test_methods_share_their_passes_and_say_what_they_hold():
 
 def test_histograms_are_the_same_a_slice_at_a_time(monkeypatch):
     whole = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
-    monkeypatch.setattr(calibration, "_BUDGET", 3 * 4 * 4)  # one sample of one tensor
+    monkeypatch.setattr(calibration, "BUDGET", 3 * 4 * 4)  # one sample of one tensor
     parts = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
     assert parts.ranges == whole.ranges
     assert parts.held_bytes < whole.held_bytes
