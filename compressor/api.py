@@ -202,13 +202,14 @@ def make_plan_for(recipe: Recipe, base_dir: Path, *, deep: bool = False) -> Plan
             labelled=_judges(metric),
         )
         planned = replace(planned, warnings=(*opened.warnings, *planned.warnings))
-        return _with_gates_checked(_with_recurrent(planned, opened.source), metric)
+        return _with_gates_checked(_looked_into(planned, opened.source), metric)
 
 
-def _with_recurrent(planned: Plan, source: Artifact) -> Plan:
-    """`planned` with what each target makes of the recurrent layers of an ONNX source."""
+def _looked_into(planned: Plan, source: Artifact) -> Plan:
+    """`planned` with what becomes of an ONNX source's recurrent layers, and the memory it takes."""
     if source.format != "onnx":
         return planned
+    from compressor.quantization.calibration_memory import held
     from compressor.quantization.recurrent_plan import recurrent_plan
     from exporters._onnx_graph import load_model
 
@@ -218,7 +219,13 @@ def _with_recurrent(planned: Plan, source: Artifact) -> Plan:
         steps = [*planned.shared, *(step for rung in target.rungs for step in rung.steps)]
         dynamic = next((s.options for s in steps if s.name == "quantize_dynamic"), None)
         lines = recurrent_plan(model, target.context, dynamic)
-        told.append(replace(target, recurrent=tuple(lines)))
+        static = next((s.options for s in steps if s.name == "quantize_static"), None)
+        memory = (
+            ""
+            if static is None
+            else str(held(model, planned.context.dims, static.method, target.target.name))
+        )
+        told.append(replace(target, recurrent=tuple(lines), memory=memory))
     return replace(planned, targets=tuple(told))
 
 

@@ -24,37 +24,48 @@ def count_macs(path: Path, dims: Mapping[str, int]) -> int | None:
     """
     import onnx
 
-    model = without_weights(onnx.load(path))
-    for value in model.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_param or not dim.HasField("dim_value"):
-                dim.dim_value = 1 if axis == 0 else dims.get(dim.dim_param, 1)
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]
-    for infer in (_propagated, _symbolic):
-        graph = infer(model)
-        try:
-            return sum(count for _, count in by_node(graph, _shapes(graph)))
-        except KeyError:  # a tensor whose shape it could not infer
-            continue
-    return None
+    graph = inferred(onnx.load(path), dims).graph
+    try:
+        return sum(count for _, count in by_node(graph, shapes_of(graph)))
+    except KeyError:  # a tensor whose shape nobody could infer
+        return None
 
 
-def _propagated(model: Any) -> Any:
+def inferred(model: Any, dims: Mapping[str, int], batch: int = 1) -> Any:
+    """A copy of an `onnx.ModelProto`, its large weights left out, with the shapes at these sizes.
+
+    Where plain inference leaves some out, as of shapes that the graph itself computes, ONNX
+    Runtime's symbolic one is tried; what neither knows is missing.
+
+    Args:
+        model: it is left as it is.
+        dims: named free dimension → size.
+        batch: size of a free first axis of an input.
+    """
     import onnx
 
-    return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    made = without_weights(model)
+    for value in made.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param or not dim.HasField("dim_value"):
+                dim.dim_value = batch if axis == 0 else dims.get(dim.dim_param, 1)
+    for value in made.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del made.graph.value_info[:]
+    plain = onnx.shape_inference.infer_shapes(made, data_prop=True)
+    known = shapes_of(plain.graph)
+    if all(name in known for node in plain.graph.node for name in node.output if name):
+        return plain
+    return _symbolic(made) or plain
 
 
-def _symbolic(model: Any) -> Any:
-    """Slower, and knows shapes that are computed from others, as transformers' are."""
+def _symbolic(model: Any) -> Any | None:
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
     try:
-        return SymbolicShapeInference.infer_shapes(model, auto_merge=True).graph
-    except Exception:  # noqa: BLE001 it asserts, and raises plain Exception, on what it does not know
-        return model.graph
+        return SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+    except Exception:  # noqa: BLE001 - it asserts, and raises plain Exception, on what it does not know
+        return None
 
 
 def by_node(graph: Any, shapes: Shapes) -> Iterator[tuple[Any, int]]:
@@ -64,7 +75,8 @@ def by_node(graph: Any, shapes: Shapes) -> Iterator[tuple[Any, int]]:
             yield node, _COUNTS[node.op_type](node, shapes)
 
 
-def _shapes(graph: Any) -> dict[str, list[int]]:
+def shapes_of(graph: Any) -> dict[str, list[int]]:
+    """Tensor → its shape, where every size is known."""
     found = {t.name: list(t.dims) for t in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim

@@ -58,6 +58,7 @@ class PlannedTarget:
     gates: tuple[Gate, ...]
     explicit: bool = False
     recurrent: tuple[str, ...] = ()  # what becomes of recurrent layers, where that was looked at
+    memory: str = ""  # what calibration will hold, where that can be told
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class _Planner:
         if lacking:
             reason = f"needs {' and '.join(sorted(lacking))} data"
             return PlannedRung(name, "candidate", skipped=reason)
-        probe = replace_problems(self)
+        probe = replace(self, problems=[])
         rung = probe._rung(name, "candidate", specs, fmt, context, where)
         self.problems += [p for p in probe.problems if p.exit_code == UsageError.exit_code]
         if not probe.problems:
@@ -320,11 +321,6 @@ def scheme_here(target: Target) -> QuantScheme | None:
         return target.scheme
     scheme: QuantScheme = module.scheme_for(facts()["isa"])
     return scheme
-
-
-def replace_problems(planner: _Planner) -> _Planner:
-    """The same planner with an empty list of problems."""
-    return replace(planner, problems=[])
 
 
 SEARCH = "quantize_mixed"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 RUN_SCHEMA = 1
 # A quantizing step's note on its integers begins so; reports give it a line of its own.
 INTEGERS = "INT8: "
+UNCONVERGED = "calibration has not converged: "  # so does one that is a warning of the run as well
 State = Literal["pass", "fail", "inconclusive", "not_judged"]
 Interval = tuple[float, float]
 

@@ -14,7 +14,7 @@ from compressor import output
 from compressor.package import build_package
 from compressor.plan import PlannedTarget
 from compressor.recipe import LOCKED, recipe_json
-from compressor.result import Reference, RunRecord, State, TargetResult
+from compressor.result import UNCONVERGED, Reference, RunRecord, State, TargetResult
 from compressor.rounds import expanded
 from compressor.session import Request, Session
 from compressor.shipping import Outcome
@@ -176,6 +176,9 @@ class _Run:
         for result in results:
             if result.state == "inconclusive":
                 found.append(f"{result.name}: inconclusive: {result.reason}")
+            notes = [note for candidate in result.candidates for note in candidate.notes]
+            growing = dict.fromkeys(note for note in notes if note.startswith(UNCONVERGED))
+            found += [f"{result.name}: {note}" for note in growing]
         return found
 
     def _pinned(self, place: str, spec: StepSpec) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from exporters.base import QuantScheme
@@ -59,3 +60,16 @@ OPENVINO = QuantScheme(
         "RNN": "OpenVINO has no integer RNN; " + _STORE,
     },
 )
+
+# The same sums in 16 bits (OpenVINO's documentation, "Saturation (overflow) issue workaround").
+OPENVINO_X86 = replace(OPENVINO, reduce_range=True)
+
+
+def saturates(flags: Collection[str]) -> bool:
+    """Does a CPU with these flags (as in /proc/cpuinfo) add u8 x s8 products in 16 bits?
+
+    x86 without VNNI does.
+    """
+    have = set(flags)
+    vnni = {"avx512_vnni", "avx_vnni", "avx10_1"} & have
+    return not vnni and bool({"sse2", "sse4_1", "avx", "avx2", "lm"} & have)

@@ -95,12 +95,9 @@ def scheme_for(flags: Collection[str]) -> QuantScheme:
 
     A 32-bit ARM (`neon`) gets u8 activations: its kernels flip the sign of s8 ones.
     """
-    have = set(flags)
-    if "asimd" in have:
+    if "asimd" in flags:
         return _schemes.ONNXRUNTIME_ARM
-    vnni = {"avx512_vnni", "avx_vnni", "avx10_1"} & have
-    x86 = {"sse2", "sse4_1", "avx", "avx2", "lm"} & have
-    return _schemes.ONNXRUNTIME_X86 if x86 and not vnni else _schemes.ONNXRUNTIME
+    return _schemes.ONNXRUNTIME_X86 if _schemes.saturates(flags) else _schemes.ONNXRUNTIME
 
 
 def tools() -> dict[str, str]:

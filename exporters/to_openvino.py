@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,17 @@ from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, normalise, save_model, specs
 from exporters._onnx_support import openvino_lines, unsupported_by_openvino
 from exporters._openvino_ir import marked, read_metadata, read_onnx, save_ir
-from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target, example_feeds, installed
+from exporters.base import (
+    Context,
+    Env,
+    QuantScheme,
+    Refusal,
+    Rung,
+    StepSpec,
+    Target,
+    example_feeds,
+    installed,
+)
 from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact, TensorSpec
@@ -81,6 +91,11 @@ class Options:
     execution: Literal["default", "f32"] = "default"
     container: Literal["ir", "onnx"] = "ir"
     tolerance: float | None = None
+
+
+def scheme_for(flags: Collection[str]) -> QuantScheme:
+    """The scheme for a CPU with these feature flags (as /proc/cpuinfo names them)."""
+    return _schemes.OPENVINO_X86 if _schemes.saturates(flags) else _schemes.OPENVINO
 
 
 def tools() -> dict[str, str]:

@@ -30,6 +30,8 @@ def plan_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) ->
             print(f"  {rung.name:10} {'skipped: ' + rung.skipped if rung.skipped else steps}")
         for line in target.recurrent:
             print(f"  recurrent  {line}")
+        if target.memory:
+            print(f"  memory     {target.memory}")
         print(f"  gates      {', '.join(str(g) for g in target.gates)}")
     print()
     for warning in planned.warnings:
@@ -57,6 +59,7 @@ def _plan_json(planned: Any) -> dict[str, Any]:
                 "device": t.context.device,
                 "gates": [str(g) for g in t.gates],
                 "recurrent": list(t.recurrent),
+                "memory": t.memory,
                 "rungs": [
                     {
                         "name": r.name,

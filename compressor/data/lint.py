@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.data.bind import Array
+from compressor.data.features import EXPECTED, Slices, named
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FEW_CALIBRATION = 100
 _PLANES = 4  # images have up to four channels; of feature maps, some are constant by nature
 _COPIES = 0.05  # of the samples: fewer equal ones are found in good data sets too
-_EXPECTED = 8  # samples of a class; a fair draw lacks one with e^-8 then
+_BATCH = 256
 _WIDER = 8  # times another range: 255 is, and no fair draw
 
 
@@ -31,6 +32,7 @@ class Profile:
     Attributes:
         ranges: float input → (lowest, highest) value.
         planes: input with the shape of pictures → (lowest, highest) of each channel.
+        slices: (input with the shape of tables or sequences, axis) → its features.
         shapes: input → shape of the first sample.
         rows: how many samples were looked at; of pictures in files, some.
         zeros: samples whose inputs are 0 throughout.
@@ -40,6 +42,7 @@ class Profile:
     def __init__(self) -> None:
         self.ranges: dict[str, tuple[float, float]] = {}
         self.planes: dict[str, tuple[Array, Array]] = {}
+        self.slices: dict[tuple[str, int], Slices] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.rows, self.zeros, self.floats = 0, 0, True
 
@@ -55,6 +58,7 @@ class Profile:
                 low, high = self.ranges.get(name, (np.inf, -np.inf))
                 self.ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
                 self._planes(name, array)
+                self._slices(name, array)
                 zero &= ~array.reshape(rows, -1).any(axis=1)
         self.zeros += int(zero.sum()) if self.floats and self.ranges else 0
 
@@ -68,6 +72,12 @@ class Profile:
             low = np.minimum(low, self.planes[name][0])
             high = np.maximum(high, self.planes[name][1])
         self.planes[name] = low, high
+
+    def _slices(self, name: str, array: Array) -> None:
+        for axis in range(1, array.ndim if array.ndim in (2, 3) else 0):
+            known = self.slices.setdefault((name, axis), Slices.empty(array.shape[axis]))
+            if len(known.low) == array.shape[axis]:
+                known.add(array, axis)
 
 
 def _channels(shape: Sequence[int]) -> int | None:
@@ -118,6 +128,13 @@ def _constant(seen: Profile) -> list[str]:
                 f"{name}: channel {channel} is {low[channel]:g} in all {seen.rows:,} samples; "
                 "values that differ were expected: is a colour missing, or an alpha channel there?"
             )
+    for (name, axis), slices in seen.slices.items():
+        if stuck := slices.stuck():
+            which = named(stuck, axis, len(seen.shapes[name]) + 1)
+            found.append(
+                f"{name}: {which} constant in all {slices.rows:,} samples; values that differ were "
+                "expected: are columns missing, or filled in?"
+            )
     return found
 
 
@@ -131,7 +148,7 @@ def _copies(data: DataSet) -> list[str]:
 
 def beside(a: DataSet, b: DataSet) -> list[str]:
     """What does not fit between `a` and the data `b` that stands for what the model will see."""
-    return [*_layouts(a, b), *_ranges(a, b), *_classes(a, b)]
+    return [*_layouts(a, b), *_ranges(a, b), *_features(a, b), *_classes(a, b)]
 
 
 def _layouts(a: DataSet, b: DataSet) -> list[str]:
@@ -163,12 +180,29 @@ def _ranges(a: DataSet, b: DataSet) -> list[str]:
     return found
 
 
+def _features(a: DataSet, b: DataSet) -> list[str]:
+    """Features that are constant in `a`, and vary in `b` too often for chance."""
+    found = []
+    for (name, axis), here in a.profile.slices.items():
+        there = b.profile.slices.get((name, axis))
+        if there is None or b.ragged:
+            continue
+        batches = (feed[name] for _, feed in b.batches(_BATCH))
+        if missing := here.missing(there, batches, axis):
+            which = named(missing, axis, len(a.profile.shapes[name]) + 1)
+            found.append(
+                f"{name}: {which} constant in all {here.rows:,} samples here, and not in the "
+                f"{b.role} data: prepare both alike, and draw the samples at random"
+            )
+    return found
+
+
 def _classes(a: DataSet, b: DataSet) -> list[str]:
     """Classes of `b` of which a fair draw of the size of `a` would not have none."""
     here, there = _counts(a.labels), _counts(b.labels)
     if not here or not there or {*map(type, here)} != {*map(type, there)}:
         return []
-    enough = _EXPECTED * len(b) / len(a)
+    enough = EXPECTED * len(b) / len(a)
     missing = [label for label, count in there.items() if count >= enough and label not in here]
     if not missing:
         return []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.calibration_ranges import BINS, METHODS, Range, histogram
+from compressor.quantization.convergence import Point, Widening
 from exporters._onnx_graph import opset_of
 from exporters._onnx_session import tapped_session
 from exporters.base import Samples, batch_range
@@ -22,7 +23,7 @@ from runtimes.errors import UsageError
 from runtimes.types import TensorSpec
 
 BATCH = 16
-_BUDGET = 64 << 20  # bytes of activations that are looked at together
+BUDGET = 64 << 20  # bytes of activations that are looked at together
 _WAITING = 64 << 20  # bytes of samples that wait for others of their shape
 _SEPARATOR = "//"
 _Feeder = Callable[[], Iterator[Feeds]]
@@ -39,8 +40,7 @@ class Statistics:
         by_method: the same after each of them.
         means: the mean of each channel.
         samples: how many were seen.
-        growth: by how much, of what it is in the end, the median range grew over the last half of
-            the samples; None where there were too few to tell.
+        series: how wide the ranges were on the way.
         held_bytes: histograms, and the activations that were held at once to fill them.
     """
 
@@ -48,7 +48,7 @@ class Statistics:
     by_method: dict[str, dict[str, Range]] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
-    growth: float | None = None
+    series: tuple[Point, ...] = ()
     held_bytes: int = 0
 
 
@@ -173,15 +173,14 @@ def calibrate(
     clips = bool(tensors) and wanted != ("minmax",)
     found, sizes = Statistics(), dict[str, int]()
     taps = _taps(model, tensors, mean_axes, sizes=clips)
-    earlier: list[tuple[int, dict[str, Range]]] = []
+    widening = Widening()
     for outputs, count in _stream(model, taps, data, threads):
         _merge(found, outputs, count, sizes)
-        if not earlier or found.samples >= 2 * earlier[-1][0]:
-            earlier.append((found.samples, dict(found.ranges)))
+        widening.add(_spans(outputs, tensors), count)
         if told is not None:
             told(found.samples)
-    _check_finite(found.ranges)
-    found.growth = _growth(earlier, found)
+    _check_finite(widening.ranges)
+    found.ranges, found.series = widening.ranges, widening.series()
     if clips:
         counts = _histograms(model, found, sizes, data, threads, said)
         for name in wanted:
@@ -279,6 +278,7 @@ def _stream(
             for name in [name for name in names if _SEPARATOR not in name]:
                 _check_output(name, values.pop(name))
             yield values, _rows(feeds)
+            values.clear()  # before the next ones are there
 
 
 def _slices(feeds: Feeds, rows: int) -> Iterator[Feeds]:
@@ -301,24 +301,15 @@ def _merge(
             found.means[name] = before + share * (value.astype(np.float64) - before)
         elif kind == "size":
             sizes[name] = max(sizes.get(name, 0), -(-int(value) // count))
-        else:
-            low, high = found.ranges.get(name, (np.inf, -np.inf))
-            at = float(value)
-            found.ranges[name] = (min(low, at), high) if kind == "min" else (low, max(high, at))
     found.samples += count
 
 
-def _growth(earlier: Sequence[tuple[int, dict[str, Range]]], found: Statistics) -> float | None:
-    """See `Statistics.growth`; the last half is what came after the last doubling before it."""
-    halves = [ranges for count, ranges in earlier if 2 * count <= found.samples]
-    if not halves or not found.ranges:
-        return None
-    shares = []
-    for name, (low, high) in found.ranges.items():
-        width = max(high, 0.0) - min(low, 0.0)
-        before = max(halves[-1][name][1], 0.0) - min(halves[-1][name][0], 0.0)
-        shares.append(1 - before / width if width else 0.0)
-    return float(np.median(shares))
+def _spans(outputs: Mapping[str, Any], tensors: Sequence[str]) -> dict[str, Range]:
+    ends = {
+        name: [float(outputs[f"{name}{_SEPARATOR}{end}"]) for end in ("min", "max")]
+        for name in tensors
+    }
+    return {name: (low, high) for name, (low, high) in ends.items()}
 
 
 def _check_output(name: str, values: Any) -> None:
@@ -350,7 +341,7 @@ def _histograms(
     threads: int,
     said: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Counts for each tensor of `sizes` (values a sample), `_BUDGET` bytes of them at a time."""
+    """Counts for each tensor of `sizes` (values a sample), `BUDGET` bytes of them at a time."""
     rows = _rows_at_once(model, sizes)
     parts = _parts(sizes, rows)
     held = max(4 * rows * sum(sizes[name] for name in part) for part in parts)
@@ -377,18 +368,18 @@ def _rows_at_once(model: Any, sizes: Mapping[str, int]) -> int:
         dims = value.type.tensor_type.shape.dim
         if value.name not in weights and dims and dims[0].dim_value:
             return int(dims[0].dim_value)
-    return int(max(1, min(BATCH, _BUDGET // (4 * sum(sizes.values()) or 1))))
+    return int(max(1, min(BATCH, BUDGET // (4 * sum(sizes.values()) or 1))))
 
 
 def _parts(sizes: Mapping[str, int], rows: int) -> list[list[str]]:
     """The tensors in groups that fit the budget, or hold one tensor."""
     parts: list[list[str]] = [[]]
-    room = _BUDGET
+    room = BUDGET
     for name, size in sizes.items():
         need = 4 * size * rows
         if parts[-1] and need > room:
             parts.append([])
-            room = _BUDGET
+            room = BUDGET
         parts[-1].append(name)
         room -= need
     return parts

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.conformance import Violation
+from compressor.quantization.openvino_branches import nested_ops
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES
 from exporters.base import QuantScheme
 
@@ -20,9 +21,9 @@ _OFF_GRID = 0.02  # of a step: how far bounds in float32 may move the level of 0
 
 
 def openvino_violations(model: Any, scheme: QuantScheme) -> list[Violation]:
-    """Every layer of an `openvino.Model` that breaks `scheme`."""
+    """Every layer of an `openvino.Model`, in bodies too, that breaks `scheme`."""
     found: list[Violation] = []
-    for op in model.get_ordered_ops():
+    for op in nested_ops(model):
         kind = op.get_type_name()
         if kind == "FakeQuantize":
             found += _activation(op, scheme)
@@ -82,9 +83,24 @@ def _weight(op: Any, scheme: QuantScheme) -> Iterator[Violation]:
     if scheme.weight_symmetric and zero is not None and zero.any():
         yield Violation(where, "weight zero point", "0", "others")
     peak = int(np.abs(integers.astype(np.int32)).max(initial=0))
-    if peak > scheme.weight_limit:
-        yield Violation(where, "weight range", f"±{scheme.weight_limit}", str(peak))
+    limit = _limit(op, scheme)
+    if peak > limit:
+        yield Violation(where, "weight range", f"±{limit}", str(peak))
     yield from _scales(where, op, integers.shape, scale)
+
+
+def _limit(op: Any, scheme: QuantScheme) -> int:
+    """The largest magnitude of the weights of `op`.
+
+    NNCF's 7 bits reach -64, with which two products still sum to less than 2^15; it leaves those of
+    depthwise convolutions in 8, which have no products of two channels to sum.
+    """
+    if not scheme.reduce_range:
+        return scheme.weight_limit
+    shape = op.input_value(1).get_partial_shape()
+    if op.get_type_name() == "GroupConvolution" and shape[2].is_static and shape[2] == 1:
+        return 127
+    return 64
 
 
 def _behind_convert(node: Any) -> Any:

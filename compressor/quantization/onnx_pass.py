@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.quantization import smooth
-from compressor.quantization.calibration import Statistics, batches
+from compressor.quantization.calibration import BATCH, batches
+from compressor.quantization.calibration_memory import held
 from compressor.quantization.conformance import onnx_violations, require_conforming
+from compressor.quantization.convergence import convergence_facts, convergence_note
+from compressor.quantization.onnx_branches import RECURRENT, branches, has_branches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.quantization.placement import WEIGHTED
 from compressor.result import INTEGERS
@@ -20,7 +23,6 @@ from exporters.base import Context, Env, Keep, QuantScheme
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-STILL_GROWING = 0.2  # 100 random samples of Fashion-MNIST grew by 0 to 18 % on 9 networks
 _KNOWN_DOMAINS = STANDARD_DOMAINS | {"com.microsoft"}
 
 
@@ -60,8 +62,9 @@ def static_refusals(source: Artifact, exclude: tuple[str, ...], context: Context
     if opset_of(model) < 13:
         why = f"operator set {opset_of(model)}: scales per channel need 13"
         return [Refusal("model", why, "export with operator set 13 or above")]
+    inside = branches(model)
     _, _, plan = planned(model, scheme_of(context), keep_of(context, exclude))
-    if plan.weights:
+    if plan.weights or inside:
         return []
     why = "no layer can run in INT8"
     reasons = [Refusal(name, reason) for name, reason in plan.reasons.items()]
@@ -73,11 +76,13 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     """Quantize, check that it is a smaller drop-in, and write it with its facts."""
     model, samples = load_model(source.path), env.data["calibration"]
     total = min(options.samples, len(samples))
+    most = 1 if has_branches(model) else BATCH  # a batch would take one branch for all of it
+    memory = str(held(model, env.context.dims, options.method, "onnxruntime"))
     made = quantize(
         model,
         scheme_of(env.context),
         keep_of(env.context, options.exclude),
-        lambda: batches(samples, source.inputs, options.samples),
+        lambda: batches(samples, source.inputs, options.samples, most=most),
         method=options.method,
         bias_correction=options.bias_correction != "off",
         smoothing=options.smooth != "off",
@@ -86,9 +91,12 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )
     scheme = scheme_of(env.context)
+    if not made.plan.weights:
+        why = [Refusal(name, reason) for name, reason in made.plan.reasons.items()]
+        raise Unsupported("no layer was quantized", why, where="quantize_static")
     require_conforming(onnx_violations(made.model, scheme, made.plan.reasons), "quantize_static")
     save_model(made.model, env.work / source.entry)
-    facts = {**source.facts, **_facts(source, made, options, scheme)}
+    facts = {**source.facts, **_facts(source, made, options, scheme, memory)}
     return require_drop_in(source, write_quantized(source, facts, env))
 
 
@@ -119,18 +127,18 @@ def require_smaller(source: Artifact, artifact: Artifact) -> None:
 
 
 def _facts(
-    source: Artifact, made: Quantized, options: Any, scheme: QuantScheme
+    source: Artifact, made: Quantized, options: Any, scheme: QuantScheme, memory: str
 ) -> Mapping[str, Any]:
     import onnxruntime
 
     return {
         "requested": requested(made),
-        "notes": [*source.facts.get("notes", []), integers(scheme), *_notes(made)],
+        "notes": [*source.facts.get("notes", []), integers(scheme), memory, *_notes(made)],
         "quantization": {
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
             "samples": made.statistics.samples,
-            "range_growth": made.statistics.growth,
+            **convergence_facts(made.statistics.series, made.statistics.samples),
             "held_bytes": made.statistics.held_bytes,
             "weights": "int8 per channel" if scheme.weight_per_channel else "int8 per tensor",
             "activations": "int8" if scheme.activation_signed else "uint8",
@@ -139,10 +147,15 @@ def _facts(
     }
 
 
-def integers(scheme: QuantScheme) -> str:
-    """The note on what the layers compute in: signs, scales and range, as the scheme has them."""
+def integers(scheme: QuantScheme, activations: str = "") -> str:
+    """The note on what the layers compute in: signs, scales and range, as the scheme has them.
+
+    `activations` where they are not all of the scheme's sign.
+    """
     weights = f"{'s' if scheme.weight_signed else 'u'}{scheme.weight_bits}"
-    activations = f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    activations = (
+        activations or f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
+    )
     each = "channel" if scheme.weight_per_channel else "tensor"
     span = "7-bit weights: no VNNI" if scheme.reduce_range else "full range"
     return f"{INTEGERS}weights {weights} per {each}, activations {activations}, {span}"
@@ -161,32 +174,24 @@ def requested(made: Quantized) -> list[dict[str, str]]:
 
 
 def _notes(made: Quantized) -> list[str]:
-    return [*_converged(made.statistics), *smooth.note(made.smoothed), *_left_float(made)]
-
-
-def _converged(seen: Statistics) -> list[str]:
-    """How far calibration had come: ranges that still grow mean that more samples are needed."""
-    if seen.growth is None:
-        return []
-    grew = f"the median range grew by {seen.growth:.0%} over the last half"
-    text = f"calibrated on {seen.samples} samples: {grew}"
-    if seen.growth <= STILL_GROWING:
-        return [text]
-    expected = f"at most {STILL_GROWING:.0%} was expected"
-    return [f"{text}; {expected}: hand in more samples, drawn at random"]
+    seen = made.statistics
+    converged = convergence_note(seen.series, seen.samples)
+    return [*converged, *smooth.note(made.smoothed), *_left_float(made)]
 
 
 def _left_float(made: Quantized) -> list[str]:
-    weighted = [
-        n
-        for n in made.plan.reasons
-        if made.ops[n] in WEIGHTED | {"ConvTranspose", "GRU", "LSTM", "RNN"}
-    ]
-    if not weighted:
-        return [f"all {len(made.plan.weights)} layers with weights were asked to run in INT8"]
+    kinds = WEIGHTED | RECURRENT | {"ConvTranspose"}
+    left = {name: why for name, why in made.plan.reasons.items() if made.ops[name] in kinds}
+    return asked(len(made.plan.weights), left)
+
+
+def asked(integer: int, left: Mapping[str, str]) -> list[str]:
+    """Notes on how many layers with weights were asked to run in INT8, or why some were not."""
+    if not left:
+        return [f"all {integer} layers with weights were asked to run in INT8"]
     by_reason: dict[str, list[str]] = {}
-    for name in weighted:
-        by_reason.setdefault(made.plan.reasons[name], []).append(name)
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
     return [f"kept float: {_some(names)} ({reason})" for reason, names in by_reason.items()]
 
 

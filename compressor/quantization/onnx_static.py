@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,8 +12,18 @@ import numpy as np
 
 from compressor.quantization import smooth
 from compressor.quantization.calibration import Statistics, calibrate, channels
-from compressor.quantization.keep import Named, kept
+from compressor.quantization.conformance import onnx_violations, require_conforming
+from compressor.quantization.keep import Named, exactly, kept
 from compressor.quantization.lowering import lower
+from compressor.quantization.onnx_branches import (
+    as_model,
+    branch_feeds,
+    branches,
+    layers_in,
+    loops,
+    never_taken,
+    write_back,
+)
 from compressor.quantization.onnx_index import Index, Names, index
 from compressor.quantization.onnx_weights import dequantize, output_axis, quantize_int8
 from compressor.quantization.placement import Placement, place
@@ -35,6 +45,14 @@ class Quantized:
     ops: Mapping[str, str]
     smoothed: Sequence[smooth.Smoothed] = ()
 
+    def with_body(self, other: Quantized) -> Quantized:
+        """With what was decided for the nodes of a branch."""
+        plan = self.plan
+        plan.reasons.update(other.plan.reasons)
+        plan.weights.update(other.plan.weights)
+        plan.integer += other.plan.integer
+        return replace(self, ops={**self.ops, **other.ops})
+
 
 def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
     """The nodes of the main graph, or all, with every name a keep pattern may use."""
@@ -49,7 +67,7 @@ def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
 
 def planned(model: Any, scheme: QuantScheme, keep: Keep) -> tuple[Any, Index, Placement]:
     """`model` itself, lowered in place, its index, and the placement for it."""
-    stay = kept(named_nodes(model), keep)
+    stay = kept(named_nodes(model, nested=True), keep)
     lower(model, index(model), set(stay))
     graph = index(model)
     return model, graph, place(graph, scheme, stay)
@@ -69,11 +87,12 @@ def quantize(
     said: Callable[[str], None] | None = None,
 ) -> Quantized:
     """`model` with Q/DQ pairs and 8-bit weights, after `scheme`; it is changed in place."""
+    inner, left = _quantize_branches(model, scheme, keep, data, method, bias_correction, threads)
     _, graph, plan = planned(model, scheme, keep)
     smoothed = smooth_outliers(model, graph, plan, scheme, data, threads) if smoothing else []
     if smoothed:
         graph = index(model)
-        plan = place(graph, scheme, kept(named_nodes(model), keep))
+        plan = place(graph, scheme, kept(named_nodes(model, nested=True), keep))
     ops = {node.name: node.op_type for node in model.graph.node}
     wanted = [
         root for root in dict.fromkeys(plan.roots.values()) if root not in _fixed(graph, plan)
@@ -86,7 +105,47 @@ def quantize(
         errors = rounding_errors(graph, plan.weights, scheme)
         correct_biases(model, graph, errors, found.means)
     write_qdq(model, graph, plan, found.ranges, scheme)
-    return Quantized(model, plan, found, ops, smoothed)
+    made = Quantized(model, plan, found, ops, smoothed)
+    for part in inner:
+        made = made.with_body(part)
+    plan.reasons.update(left)
+    return replace(made, ops={**made.ops, **layers_in(model.graph)})
+
+
+def _quantize_branches(
+    model: Any,
+    scheme: QuantScheme,
+    keep: Keep,
+    data: Callable[[], Iterator[Feeds]],
+    method: str,
+    bias_correction: bool,
+    threads: int,
+) -> tuple[list[Quantized], dict[str, str]]:
+    """Quantize branches of `model` in place; what was decided, and why layers in others are float.
+
+    All of them see the float model: a branch is written when the last one has been calibrated.
+    """
+    left, made = loops(model), []
+    for branch in branches(model):
+        feeds = branch_feeds(model, branch, data, threads)
+        first = next(feeds(), None)
+        if first is None:
+            left |= never_taken(branch)
+            continue
+        stay = kept(named_nodes(model, nested=True), keep)
+        own = {name for graph in graphs(branch.graph) for name in (n.name for n in graph.node)}
+        keeps = Keep(float=tuple(exactly(name) for name in stay if name in own))
+        done = quantize(
+            as_model(model, branch, first), scheme, keeps, feeds,
+            method=method, bias_correction=bias_correction, smoothing=False, threads=threads,
+        )  # fmt: skip
+        require_conforming(
+            onnx_violations(done.model, scheme, done.plan.reasons), "quantize_static"
+        )
+        made.append((branch, done))
+    for branch, done in made:
+        write_back(model, branch, done.model)
+    return [done for _, done in made], left
 
 
 def smooth_outliers(

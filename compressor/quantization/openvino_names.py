@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.quantization.keep import Named
+from compressor.quantization.openvino_branches import nested_ops
 
 _ONNX_OPS = {
     "Convolution": ("Conv",),
@@ -26,9 +27,9 @@ _ONNX_OPS = {
 
 
 def named(model: Any) -> list[Named]:
-    """The layers of `model` with every name and ONNX op type a keep pattern may use."""
+    """The layers of `model` and its bodies with every name and ONNX op type a pattern may use."""
     found = []
-    for op in model.get_ordered_ops():
+    for op in nested_ops(model):
         kind = op.get_type_name()
         if kind in {"Constant", "Convert", "Parameter", "Result"}:
             continue

@@ -4,7 +4,8 @@ Against NNCF's defaults, measured on trained networks (benchmarks/quantization_e
 the largest seen instead of means of each sample's, +3 to +20 dB; no bias correction, which took
 3 to 12 dB away from convolutional networks; batches instead of single samples, which is faster;
 asymmetric activations where they have both signs and the model convolutions (a MobileNetV3:
-+2.6 dB); SmoothQuant of our own.
++2.6 dB); weights in the full range where the CPU cannot overflow, and all of them in half of it
+where it can (NNCF: the first convolutions, on either); SmoothQuant of our own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -22,23 +23,37 @@ import numpy as np
 
 from compressor.quantization import openvino_smooth, smooth
 from compressor.quantization.calibration import BATCH, batches
+from compressor.quantization.calibration_memory import Held, held_by_nncf
 from compressor.quantization.calibration_ranges import PERCENTILE
 from compressor.quantization.conformance import require_conforming
 from compressor.quantization.conformance_openvino import openvino_violations
+from compressor.quantization.convergence import convergence_facts, convergence_note
 from compressor.quantization.keep import kept
-from compressor.quantization.onnx_pass import keep_of, write_quantized
+from compressor.quantization.onnx_pass import asked, integers, keep_of, write_quantized
 from compressor.quantization.onnx_static import SMOOTHING_BATCHES
+from compressor.quantization.openvino_branches import (
+    condition_ops,
+    has_branches,
+    nested_ops,
+    quantize_branches,
+)
 from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
+from compressor.quantization.openvino_ranges import widening
 from compressor.quantization.openvino_smooth import has_attention
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, weight_bits
-from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
-from exporters.base import Env
+from exporters._schemes import OPENVINO
+from exporters.base import Env, QuantScheme
 from runtimes.errors import BuildFailed, MissingTool, Refusal, Unsupported
 from runtimes.types import Artifact
 
-_HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
+ACTIVATIONS = "s8 and u8"  # as NNCF finds signs in them, whatever the CPU
+
+
+def scheme_of(env: Env) -> QuantScheme:
+    """The target's scheme, which the CPU's instruction set decides; outside of a target, VNNI's."""
+    return env.context.scheme or OPENVINO
 
 
 def refusals(source: Artifact) -> list[Refusal]:
@@ -46,8 +61,8 @@ def refusals(source: Artifact) -> list[Refusal]:
     import openvino as ov
 
     model = ov.Core().read_model(str(source.path))
-    types = {op.get_type_name() for op in model.get_ops()}
-    bits = {weight_bits(op) for op in model.get_ops()} - {None}
+    types = {op.get_type_name() for op in nested_ops(model)}
+    bits = {weight_bits(op) for op in nested_ops(model)} - {None}
     if "FakeQuantize" in types or bits & {4, 8}:
         why = "the model is already quantized"
         return [Refusal("model", why, "hand in the float model it was made from")]
@@ -62,22 +77,27 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     model = read_ir(source.path)
     stay = kept(named(model), keep_of(env.context, options.exclude))
     smoothed = _smooth(model, set(stay), source, options, env)
-    made = _quantize(model, sorted(stay), source, options, env)
+    made, left = _quantize(model, sorted(stay), source, options, env)
     done = smooth.note(smoothed)
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
-        made = _quantize(read_ir(source.path), sorted(stay), source, options, env)
+        model = read_ir(source.path)
+        made, left = _quantize(model, sorted(stay), source, options, env)
         done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
-    if env.context.scheme is not None:
-        found = openvino_violations(made, env.context.scheme)
-        require_conforming(found, "quantize_static")
+    scheme = scheme_of(env)
+    require_conforming(openvino_violations(made, scheme), "quantize_static")
+    seen = widening(model, made, _feeds(model, source, options, env), env.context.threads)
     write_ir(made, env.work / source.entry, source)
-    rows = requested(made, stay)
+    rows = requested(made, {**left, **stay})
     if not any(row["requested"] == "int8" for row in rows):
-        left = [Refusal(row["layer"], row["reason"]) for row in rows]
-        raise Unsupported("no layer was quantized", left, where="quantize_static")
-    notes = [_integers(model), *_replaced(options.method), *done]
+        why = [Refusal(row["layer"], row["reason"]) for row in rows]
+        raise Unsupported("no layer was quantized", why, where="quantize_static")
+    series = seen.series()
+    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method)]
+    notes += [str(_held(model, source, env, options.method))]
+    notes += [*convergence_note(series, seen.samples), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
+    facts["quantization"].update(convergence_facts(series, seen.samples))
     return require_drop_in(source, write_quantized(source, facts, env))
 
 
@@ -104,20 +124,39 @@ def _runs_as_written(model: Any, source: Artifact, env: Env) -> bool:
     return noise <= signal * 10**-1.5
 
 
-def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, env: Env) -> Any:
+def _quantize(
+    model: Any, ignored: list[str], source: Artifact, options: Any, env: Env
+) -> tuple[Any, dict[str, str]]:
+    """`model` in INT8 with the branches that the data takes; why layers in others stay float."""
+    total = min(options.samples, len(env.data["calibration"]))
+    env.progress(0.0, f"NNCF calibrates on {total} samples")
+
+    def quantize(part: Any, feeds: Iterable[Any]) -> tuple[Any, dict[str, str]]:
+        made = _by_nncf(part, ignored, feeds, options, scheme_of(env).reduce_range)
+        return made, quantize_branches(part, made, feeds, quantize, env.context.threads)
+
+    return quantize(model, _feeds(model, source, options, env))
+
+
+def _by_nncf(
+    model: Any, ignored: list[str], feeds: Iterable[Any], options: Any, narrow: bool
+) -> Any:
+    """`model` in INT8, what stands in bodies left alone."""
     nncf = quiet_nncf()
-    samples = env.data["calibration"]
-    feeds = _Feeds(samples, source, options.samples, _batch(model, samples))
-    dataset = nncf.Dataset(feeds)
+    # `nncf.quantize` of a model without an If, which would also enter the branches of one.
+    from nncf.openvino.quantization.quantize_model import native_quantize_impl
+
+    call = native_quantize_impl if has_branches(model) else nncf.quantize
     advanced = nncf.AdvancedQuantizationParameters(
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         disable_bias_correction=options.bias_correction != "on",
         activations_range_estimator_params=_estimator(nncf, options.method),
+        overflow_fix=nncf.OverflowFix.ENABLE if narrow else nncf.OverflowFix.DISABLE,
     )
     # NNCF calibrates a recurrent state as if it were one tensor: an LSTM came out at 2 dB.
     types = sorted(RECURRENT_TYPES)
-    scope = nncf.IgnoredScope(names=ignored, types=types, validate=False)
-    env.progress(0.0, f"NNCF calibrates on {min(options.samples, len(samples))} samples")
+    names = sorted({*ignored, *condition_ops(model)})
+    scope = nncf.IgnoredScope(names=names, types=types, validate=False)
     preset, attention = nncf.QuantizationPreset.MIXED, has_attention(model)
     if not attention and not _has_convolutions(model):
         # Zero points cost convolutions nothing, and products a sixth of their speed.
@@ -128,9 +167,9 @@ def _quantize(model: Any, ignored: list[str], source: Artifact, options: Any, en
     for kind in kinds:
         try:
             with _silence():
-                return nncf.quantize(
+                return call(
                     model,
-                    dataset,
+                    nncf.Dataset(feeds),
                     subset_size=sum(1 for _ in feeds),
                     fast_bias_correction=True,
                     ignored_scope=scope,
@@ -164,14 +203,6 @@ def _errors(nncf: Any) -> tuple[type[Exception], ...]:
     return (RuntimeError, *(e for e in own if issubclass(e, Exception)))
 
 
-def _integers(model: Any) -> str:
-    """The note on what the layers compute in; NNCF narrows the first convolutions by default."""
-    span = "full range"
-    if any(op.get_type_name() == "Convolution" for op in model.get_ops()):
-        span += " but for the first convolutions (7-bit weights, whatever the CPU)"
-    return f"{INTEGERS}weights s8 per channel, activations s8 and u8, {span}"
-
-
 def _replaced(method: str) -> list[str]:
     return ["entropy is not there in NNCF: mse is used"] if method == "entropy" else []
 
@@ -191,20 +222,26 @@ def _estimator(nncf: Any, method: str) -> Any:
     return kinds.RangeEstimatorParameters(min=part, max=part)
 
 
-def _batch(model: Any, samples: Any) -> int:
-    """How many samples NNCF may see at once: it holds every activation of a batch together."""
+def _held(model: Any, source: Artifact, env: Env, method: str) -> Held:
+    """What NNCF will hold: activations of as many samples at once as fit."""
+    most = 1 if has_branches(model) else BATCH  # each sample takes its own branch
     copy = model.clone()
-    feeds = samples.feeds([0])
-    try:
+    feeds = env.data["calibration"].feeds([0])
+    with contextlib.suppress(RuntimeError):  # a model that takes other sizes only
         copy.reshape({name: list(array.shape) for name, array in feeds.items()})
-    except RuntimeError:  # a model that takes other sizes only
-        return BATCH
     made = [
         out for op in copy.get_ops() for out in op.outputs() if op.get_type_name() != "Constant"
     ]
     shapes = [out.get_partial_shape() for out in made]
-    held = sum(4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
-    return int(max(1, min(BATCH, _HELD_BYTES // max(1, held))))
+    sizes = [4 * math.prod(shape.to_shape()) for shape in shapes if shape.is_static]
+    return held_by_nncf(sizes, most, method, source.size_bytes, len(shapes) - len(sizes))
+
+
+def _feeds(model: Any, source: Artifact, options: Any, env: Env) -> _Feeds:
+    """The calibration data, as many samples at once as their activations allow."""
+    samples = env.data["calibration"]
+    most = _held(model, source, env, options.method).samples
+    return _Feeds(samples, source, options.samples, most)
 
 
 class _Feeds:
@@ -243,7 +280,7 @@ def quiet_nncf() -> Any:
 def requested(model: Any, stay: dict[str, str]) -> list[dict[str, str]]:
     """What was asked for, per layer with weights, and for every layer the user keeps float."""
     rows = []
-    for op in model.get_ordered_ops():
+    for op in nested_ops(model):
         name, kind = op.get_friendly_name(), op.get_type_name()
         layer = name.removesuffix("/WithoutBiases")
         if kind in WEIGHTED_TYPES:
@@ -271,24 +308,19 @@ def _facts(
     import nncf
     import openvino as ov
 
-    left = [f"{row['layer']} ({row['reason']})" for row in rows if row["requested"] == "float32"]
+    left = {row["layer"]: row["reason"] for row in rows if row["requested"] == "float32"}
     count = sum(row["requested"] == "int8" for row in rows)
-    note = (
-        f"kept float: {', '.join(left)}"
-        if left
-        else f"all {count} layers with weights were asked to run in INT8"
-    )
     used = min(options.samples, len(env.data["calibration"]))
     return {
         "requested": rows,
         "container": "ir",
-        "notes": [*source.facts.get("notes", []), *notes, note],
+        "notes": [*source.facts.get("notes", []), *notes, *asked(count, left)],
         "quantization": {
             "tool": f"nncf {nncf.__version__} on openvino {ov.__version__.split('-')[0]}",
             "method": "mse" if options.method == "entropy" else options.method,
             "samples": used,
             "weights": "int8 per channel",
             "activations": "int8 and uint8",
-            "reduce_range": False,
+            "reduce_range": scheme_of(env).reduce_range,
         },
     }

@@ -18,7 +18,7 @@ from compressor.quantization.guards import GUARD, guarded
 from compressor.quantization.onnx_index import Index, Names, take_over_names
 from compressor.quantization.onnx_weights import output_axis, quantize_int8
 from compressor.quantization.placement import Placement, gate_factors
-from exporters._onnx_graph import drop_dead_weights, replace
+from exporters._onnx_graph import drop_dead_weights, graphs, replace
 from exporters.base import QuantScheme
 
 
@@ -51,7 +51,7 @@ def _scale(step: float) -> np.float32:
 class _Writer:
     def __init__(self, graph: Any, scheme: QuantScheme) -> None:
         self.graph, self.scheme = graph, scheme
-        self.names = Names(graph)
+        self.names = Names(*graphs(graph))
         self.shared: dict[bytes, str] = {}
         self.pairs: dict[str, tuple[str, str]] = {}
         self.scales: dict[str, Any] = {}

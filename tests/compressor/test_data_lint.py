@@ -134,6 +134,79 @@ def test_feature_maps_with_dead_channels_are_no_pictures() -> None:
     assert said({"image": maps}) == []
 
 
+TABLE = (TensorSpec("x", "float32", ("batch", "features")),)
+SEQUENCE = (TensorSpec("x", "float32", ("batch", "time", "features")),)
+
+
+def table(count: int, seed: int, features: int = 20) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, features)).astype(np.float32)
+
+
+def one_hot(count: int, seed: int, classes: int = 40, scaled: bool = False) -> np.ndarray:
+    """Columns for classes that get rarer and rarer, as they are or with mean 0 and deviation 1."""
+    rng = np.random.default_rng(seed)
+    share = 0.8 ** np.arange(classes)
+    share /= share.sum()
+    made = np.eye(classes)[rng.choice(classes, count, p=share)]
+    if scaled:
+        made = (made - share) / np.sqrt(share * (1 - share))
+    return np.concatenate([made, rng.normal(size=(count, 3))], 1).astype(np.float32)
+
+
+def padded(count: int, seed: int, fill: float = 0.0) -> np.ndarray:
+    """Sequences of 10 to 30 steps of 40, the rest filled up."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(size=(count, 40, 8)).astype(np.float32)
+    for sample, steps in zip(made, rng.integers(10, 31, count), strict=True):
+        sample[steps:] = fill
+    return made
+
+
+def linted(inputs: tuple[TensorSpec, ...], x: np.ndarray, other: np.ndarray) -> list[str]:
+    given = {"calibration": {"x": x}, "evaluation": {"x": other}}
+    return open_data_sets(given, inputs, Path())["calibration"].warnings
+
+
+@pytest.mark.parametrize("count", [100, 300, 1000])
+def test_good_tables_and_sequences_are_left_in_peace(count: int) -> None:
+    for seed in range(10):
+        sizes = ((count, seed), (2000, seed + 100))
+        pixels = [np.where(np.arange(784) % 28 < 4, -0.42, table(*s, 784)) for s in sizes]
+        assert linted(TABLE, *(table(*s) for s in sizes)) == []
+        assert linted(TABLE, *(one_hot(*s) for s in sizes)) == []
+        assert linted(TABLE, *(one_hot(*s, classes=16, scaled=True) for s in sizes)) == []
+        assert linted(TABLE, *(p.astype(np.float32) for p in pixels)) == []
+        assert linted(SEQUENCE, *(padded(*s) for s in sizes)) == []
+        assert linted(SEQUENCE, *(padded(*s, fill=-11.5) for s in sizes)) == []
+
+
+def test_features_that_vary_only_in_the_data_that_judges_are_listed() -> None:
+    x = table(300, 0)
+    x[:, [3, 17]] = 0
+    (said,) = linted(TABLE, x, table(2000, 1))
+    assert said == (
+        "x: features 3, 17 constant in all 300 samples here, and not in the evaluation data: "
+        "prepare both alike, and draw the samples at random"
+    )
+    x = padded(300, 0)
+    x[:, :, 5] = 0
+    (said,) = linted(SEQUENCE, x, padded(2000, 1))
+    assert said.startswith("x: feature 5 on axis 2 constant in all 300 samples here, and not in")
+
+
+def test_features_stuck_at_a_value_are_listed_by_themselves() -> None:
+    x, other = table(300, 0), table(2000, 1)
+    x[:, 3], x[:, 4:12] = 1.5, 2
+    assert any("and not in the evaluation data" in text for text in linted(TABLE, x, other))
+    other[:, 3:12] = x[0, 3:12]
+    (said,) = linted(TABLE, x, other)
+    assert said == (
+        "x: features 3, 4, 5, 6, 7 and 4 more constant in all 300 samples; values that differ "
+        "were expected: are columns missing, or filled in?"
+    )
+    assert linted(TABLE, x[:120], other) == []  # few samples: no proof
+
+
 def test_labels_of_another_kind_are_not_compared() -> None:
     names = np.asarray([f"class {i}" for i in pictures()["labels"]])
     assert said({**pictures(), "labels": names}, pictures(400, 1)) == []

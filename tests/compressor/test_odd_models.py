@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from compressor.quantization.conformance import violations
 from compressor.sources import SourceSpec, open_source
@@ -113,39 +113,6 @@ def test_odd_files_are_quantized_all_the_same(
     assert len(set(rows)) == len(rows)
     assert sum(row["requested"] == "int8" for row in made.facts["requested"]) >= 4
     assert sqnr_db(given, made) > 25
-
-
-def branches() -> ModelProto:
-    """A convolution whose result both branches of an If read, one of them with a weight."""
-    net = Net(0)
-    x = net.op("Relu", net.conv("image", "stem", (8, 1, 3, 3)), name="relu")
-    made = []
-    for name in ("bright", "dark"):
-        inner = Net(len(made) + 1)
-        y = inner.conv(x, name, (8, 8, 3, 3)) if made else inner.op("Sigmoid", x, name=name)
-        out = helper.make_tensor_value_info(y, TensorProto.FLOAT, None)
-        made.append(helper.make_graph(inner.nodes, name, [], [out], inner.weights))
-    peak = net.op("ReduceMax", "image", name="peak", keepdims=0)
-    bright = net.op("Greater", peak, net.constant("half", 0.5), name="is_bright")
-    x = net.op("If", bright, name="choice", then_branch=made[0], else_branch=made[1])
-    x = net.pool_head(net.conv(x, "last", (8, 8, 3, 3)), 8)
-    return net.classifier(x, image=["batch", 1, 28, 28])
-
-
-def test_around_an_if_layers_run_in_integers(tmp_path: Path) -> None:
-    given = source(branches(), tmp_path)
-    made = apply(tmp_path, given, "quantize_static")
-    asked = {row["layer"]: row["requested"] for row in made.facts["requested"]}
-    assert asked["stem"] == asked["last"] == asked["head"] == "int8"
-    assert sqnr_db(given, made) > 25
-
-
-def test_a_net_that_lies_under_an_if_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    given = source(models.if_subgraph(), tmp_path)
-    with pytest.raises(Unsupported, match="no layer can run in INT8") as caught:
-        apply(tmp_path, given, "quantize_static")
-    assert "quantize_weights" in caught.value.fix
-    assert apply(tmp_path, given, "quantize_weights").size_bytes < 0.3 * given.size_bytes
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])

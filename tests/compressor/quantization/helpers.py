@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from compressor.steps import load_step, parse_options
-from exporters.base import Keep, StepSpec
+from exporters.base import Keep, QuantScheme, Samples, StepSpec
 from runtimes.base import load_runtime
 from runtimes.types import Artifact
 from tests.contract import subjects
@@ -32,12 +33,17 @@ def apply(
     name: str,
     *,
     keep: Keep | None = None,
+    scheme: QuantScheme | None = None,
     calibrated: bool = True,
+    data: Mapping[str, Samples] | None = None,
     **options: Any,
 ) -> Artifact:
     """`given` after step `name`, as in a run for the target of its format."""
     context = replace(subjects.context(name, given.format), keep=keep or Keep())
-    data = subjects.data(given) if calibrated else {}
+    if scheme is not None:
+        context = replace(context, scheme=scheme)
+    if data is None:
+        data = subjects.data(given) if calibrated else {}
     parsed = parse_options(StepSpec(name, options), name)
     env = make_env(
         tmp_path, reference=given, data=data, context=context, name=f"{name}-{given.format}"

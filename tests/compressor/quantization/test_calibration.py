@@ -81,7 +81,7 @@ def test_methods_share_their_passes_and_say_what_they_hold():
 
 def test_histograms_are_the_same_a_slice_at_a_time(monkeypatch):
     whole = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
-    monkeypatch.setattr(calibration, "_BUDGET", 3 * 4 * 4)  # one sample of one tensor
+    monkeypatch.setattr(calibration, "BUDGET", 3 * 4 * 4)  # one sample of one tensor
     parts = calibrate(square(), ["x", "y"], {}, stream(), method="mse")
     assert parts.ranges == whole.ranges
     assert parts.held_bytes < whole.held_bytes
@@ -162,16 +162,20 @@ def test_a_bounded_batch_is_kept_to() -> None:
     assert sizes == [4, 4, 4, 4, 4]
 
 
-def test_growth_tells_whether_more_samples_would_widen_the_ranges():
+def test_a_series_tells_whether_more_samples_would_widen_the_ranges():
     model = models.mlp()
     rng = np.random.default_rng(0)
     images = rng.random((64, 1, 28, 28)).astype(np.float32)
     fed = lambda x: lambda: ({"image": x[i : i + 8]} for i in range(0, len(x), 8))  # noqa: E731
-    grown = lambda x: calibrate(model, ["image", "relu1.out"], {}, fed(x)).growth  # noqa: E731
-    assert grown(images) < 0.1
+    seen = lambda x: calibrate(model, ["image", "relu1.out"], {}, fed(x)).series  # noqa: E731
+    still = seen(images)
+    assert [point.samples for point in still] == [8, 16, 32]
+    assert min(point.median for point in still) > 0.9
     brighter = images * np.linspace(0.1, 3, 64, dtype=np.float32)[:, None, None, None]
-    assert grown(brighter) > 0.4
-    assert grown(images[:8]) is None
+    widths = [point.median for point in seen(brighter)]
+    assert widths == sorted(widths)
+    assert widths[-1] < 0.6
+    assert seen(images[:8]) == ()
 
 
 def test_fewer_samples_at_once_where_their_activations_are_large():

@@ -10,7 +10,7 @@ import pytest
 
 from compressor.quantization.conformance import violations
 from compressor.quantization.conformance_openvino import openvino_violations
-from exporters._schemes import OPENVINO
+from exporters._schemes import OPENVINO, OPENVINO_X86
 from tests.compressor.quantization.helpers import apply, prepared
 
 pytest.importorskip("openvino", reason="needs the openvino extra")
@@ -63,6 +63,12 @@ ILLEGAL = [
 def test_a_legal_model_conforms() -> None:
     assert openvino_violations(model(), OPENVINO) == []
     assert openvino_violations(model(low=-128 / 255, high=127 / 255), OPENVINO) == []
+
+
+def test_without_vnni_weights_keep_to_half_of_the_range() -> None:
+    for peak, broken in ((63, 0), (-64, 0), (65, 1), (127, 1)):
+        made = model(integers=np.full((4, 1, 3, 3), peak, np.int8))
+        assert len(openvino_violations(made, OPENVINO_X86)) == broken
 
 
 @pytest.mark.parametrize(("changed", "text"), ILLEGAL, ids=[text for _, text in ILLEGAL])
