@@ -20,6 +20,8 @@ from compressor.quantization.mixed import (
     total_damage,
 )
 from compressor.quantization.sensitivity import (
+    BLOCK,
+    BLOCKS,
     FLOAT,
     INTEGER,
     OPTIONS,
@@ -46,7 +48,7 @@ LEVELS = (
     0.16, 0.08, 0.04, 0.02, 0.014, 0.01, 0.007, 0.005, 0.0035, 0.0025, 0.0018, 0.0013, 0.0009,
     0.0006, 0.0004, 0.0002, 0.00005,
 )  # fmt: skip
-BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
+BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, BLOCKS: 4, "w4": 4, "int8-w4": 4}
 _PAYS = 1.0  # INT8 against float: what only stores integers loses no speed at all
 # An attempt keeps the limit where half of it holds the loss, or where less than the limit holds
 # its 95 % bound: a metric with little noise, such as an error of pictures, may come closer to it.
@@ -329,7 +331,9 @@ def build(
     bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in stored for layer in g.layers}
     left = {n: b for n, b in bits.items() if b != 32}
     if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
-        specs.append(("reconstruct_weights", {"assign": {**dict.fromkeys(bits, 32), **left}}))
+        blocks = {n: BLOCK for g in stored if assign.get(g.name) == BLOCKS for n in g.layers}
+        every = {**dict.fromkeys(bits, 32), **left}
+        specs.append(("reconstruct_weights", {"assign": every, "blocks": blocks}))
     return run_steps(source, specs, env, name)
 
 

@@ -24,10 +24,12 @@ from runtimes.types import Artifact
 
 FLOAT = "float"
 # From the most to the least precise: what a group of layers may become.
-OPTIONS = (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
-STORED = (FLOAT, "half", "w8", "w4")  # those that compute in float
+BLOCKS = "w4-32"  # 4 bits with a scale for every `BLOCK` columns of a channel, not for all of them
+BLOCK = 32
+OPTIONS = (FLOAT, "half", "w8", "int8", BLOCKS, "w4", "int8-w4")
 INTEGER = frozenset({"int8", "int8-w4"})  # those that compute in integers
-FOUR = frozenset({"w4", "int8-w4"})  # those whose weights have 4 bits
+STORED = tuple(option for option in OPTIONS if option not in INTEGER)  # those in float
+FOUR = frozenset({BLOCKS, "w4", "int8-w4"})  # those whose weights have 4 bits
 
 MOST_S = 180.0  # that damages are measured for, where fewer samples can keep it
 BATCH = 4  # samples a pass: a large model is measured on few
@@ -202,7 +204,7 @@ def measure(
     bench: Workbench,
     budget: Budget,
     *,
-    options: Sequence[str] = ("int8", "w4", "w8"),
+    options: Sequence[str] = ("int8", "w4", "w8", BLOCKS),
     kept: Path | None = None,
     told: Callable[[float, str], None] | None = None,
 ) -> Sensitivity:
