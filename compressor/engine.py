@@ -44,6 +44,7 @@ class Engine:
         repeats: place in the recipe → options that would repeat what such a step did.
         module: what the shared steps made of a torch module, as far as they have come.
         base_dir: where modules that options name are looked for first.
+        metric: identity of what attempts of a searching step are scored by.
     """
 
     store: Store
@@ -63,6 +64,7 @@ class Engine:
     module: Artifact | None = None
     limit: float | None = None
     base_dir: Path | None = None
+    metric: Mapping[str, Any] | None = None
 
     def advance(
         self, artifact: Artifact, steps: tuple[PlannedStep, ...], title: str = ""
@@ -82,7 +84,7 @@ class Engine:
         module = load_step(step.name)
         if refusals := module.refusals(parent, step.options, step.context):
             raise Unsupported(f"{step.name} cannot take this model", refusals, where=step.where)
-        parts = self._key_parts(module, step, parent)
+        parts = self._key_parts(module, step, rest, parent)
         key = key_of(parts)
         started = time.monotonic()
         self.progress.begin(f"{title + ': ' if title else ''}{step.name}")
@@ -97,7 +99,9 @@ class Engine:
             self.module = made
         return made
 
-    def _key_parts(self, module: Step, step: PlannedStep, parent: Artifact) -> dict[str, Any]:
+    def _key_parts(
+        self, module: Step, step: PlannedStep, rest: tuple[PlannedStep, ...], parent: Artifact
+    ) -> dict[str, Any]:
         roles = sorted((module.NEEDS | module.USES) & set(self.data))
         code = self._code(step.options)
         return {
@@ -113,7 +117,13 @@ class Engine:
             # torch computes in what the processor is fastest at, and its sums differ by processor
             "isa": facts()["isa"] if _in_torch(module, parent) else None,
             **({"code": code} if code else {}),
+            **({"trials": self._judged(rest)} if "selection" in module.USES else {}),
         }
+
+    def _judged(self, rest: tuple[PlannedStep, ...]) -> dict[str, Any]:
+        """What trials depend on besides their artifact and data."""
+        later = [[step.name, options_json(step.options)] for step in rest]
+        return {"metric": self.metric, "rest": later}
 
     def _code(self, options: Any) -> dict[str, dict[str, str]]:
         """Option that names a function of the user's → digests of the files it is made of."""

@@ -122,6 +122,7 @@ class Session:
             self._built,
             records=[self.opened.record],
             base_dir=request.base_dir,
+            metric=self.judge.metric.identity() if self.judge.metric is not None else None,
         )
         self._check_steps()
 

@@ -40,8 +40,8 @@ class Options:
         samples: measure each layer's damage on this many; on fewer where that takes minutes.
         minutes: end the search after about this long with the best found; None: no limit.
         method: of calibration, as in `quantize_static`.
-        assign: layer → precision (`float`, `half`, `w8`, `int8`, `w4`, `int8-w4`); given,
-            nothing is searched.
+        assign: layer → precision (`float`, `half`, `w8`, `int8`, `w4`, `int8-w4`, or `w4-32`: 4
+            bits with a scale for every 32 columns); given, nothing is searched.
     """
 
     min_reduction: float = 0.75
@@ -103,6 +103,7 @@ def _notes(assign: Mapping[str, str]) -> list[str]:
         "int8-w4": "in INT8 with 4-bit weights",
         "int8": "in INT8",
         "w4": "float with 4-bit weights",
+        "w4-32": "float with 4-bit weights in blocks",
         "w8": "float with 8-bit weights",
         "half": "float with half weights",
         "float": "float",

@@ -19,7 +19,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 5
+REV = 6
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()
@@ -41,6 +41,7 @@ class Options:
             `bits` and `share` say.
         block: columns of a weight that share a scale, where a float layer stores 4 bits and they
             divide evenly; 0 is one scale per output channel.
+        blocks: weight or layer name → its `block`, over what that says.
         form: `folded` weights are expanded while the model loads; `computed` ones stay integers in
             memory and the engine multiplies with them, activations in INT8 by block (MatMulNBits
             of ONNX Runtime, compressed weights of OpenVINO): MatMuls and Gemms whose columns
@@ -54,6 +55,7 @@ class Options:
     samples: int = 300
     assign: Mapping[str, int] = field(default_factory=dict)
     block: int = 0
+    blocks: Mapping[str, int] = field(default_factory=dict)
     form: Literal["folded", "computed"] = "folded"
 
 

@@ -79,13 +79,18 @@ def _roles(graph: Any) -> dict[str, str]:
     for node in graph.node:
         for i, name in enumerate(node.input):
             role = _role(node.op_type, i)
-            while role and name in makers:
-                name = makers[name].input[0]  # walk up to the stored tensor
             if role:
-                roles.setdefault(name, role)
+                roles.setdefault(_stored(name, makers), role)
         if node.op_type == "Mul" and node.input[0] in makers:
-            roles.setdefault(node.input[1], "scales")  # a stored weight times its scale
+            roles.setdefault(_stored(node.input[1], makers), "scales")  # of a stored weight
     return roles
+
+
+def _stored(name: str, makers: dict[str, Any]) -> str:
+    """The tensor that `name` was made of by casts and dequantization."""
+    while name in makers:
+        name = makers[name].input[0]
+    return name
 
 
 def _role(op: str, port: int) -> str:
@@ -150,11 +155,11 @@ def _openvino(path: Path) -> Found:
 
 def _openvino_net(net: ET.Element, seen: set[str]) -> Found:
     layers = {layer.get("id", ""): layer for layer in net.iterfind("layers/layer")}
+    kinds = {number: layer.get("type", "") for number, layer in layers.items()}
     readers: dict[str, list[tuple[str, int]]] = {}
     for edge in net.iterfind("edges/edge"):
-        kind = layers[edge.get("to-layer", "")].get("type", "")
-        port = int(edge.get("to-port", "0"))
-        readers.setdefault(edge.get("from-layer", ""), []).append((kind, port))
+        reader, port = edge.get("to-layer", ""), int(edge.get("to-port", "0"))
+        readers.setdefault(edge.get("from-layer", ""), []).append((reader, port))
     for number, layer in layers.items():
         data = layer.find("data")
         if layer.get("type") != "Const" or data is None:
@@ -162,14 +167,27 @@ def _openvino_net(net: ET.Element, seen: set[str]) -> Found:
         offset, size = data.get("offset", "0"), int(data.get("size", "0"))
         if offset not in seen:
             seen.add(offset)
-            yield offset, _kind_openvino(data, readers.get(number, [])), size
+            read = {kinds[reader] for reader, _ in readers.get(number, [])}
+            scales = _scales_blocks(number, kinds, readers)
+            yield offset, "scales" if scales else _kind_openvino(data, read), size
 
 
-def _kind_openvino(data: ET.Element, readers: list[tuple[str, int]]) -> str:
+def _scales_blocks(
+    number: str, kinds: dict[str, str], readers: dict[str, list[tuple[str, int]]]
+) -> bool:
+    """Does a constant multiply integers in blocks, which a Reshape then joins?"""
+    after = readers.get(number, [])
+    if len(after) == 1 and kinds[after[0][0]] == "Convert":
+        after = readers.get(after[0][0], [])
+    if [(kinds[reader], port) for reader, port in after] != [("Multiply", 1)]:
+        return False
+    return [kinds[reader] for reader, _ in readers.get(after[0][0], [])] == ["Reshape"]
+
+
+def _kind_openvino(data: ET.Element, kinds: set[str]) -> str:
     shape = [int(x) for x in (data.get("shape") or "").replace(" ", "").split(",") if x]
     dtype = data.get("element_type", "")
     wide = [size for size in shape if size > 1]
-    kinds = {kind for kind, _ in readers}
     if _PRECISIONS.get(dtype) is None:
         return "constants"
     if kinds & {"FakeQuantize"}:

@@ -24,6 +24,7 @@ from compressor.quantization.storage import (
     Rounded,
     Tensor,
     asked_bits,
+    asked_block,
     assigned,
     check_widths,
     halves,
@@ -158,7 +159,7 @@ class _Store:
         """Size of blocks by weight, for those that have them; notes which are computed with."""
         found = {}
         for weight in self.weights:
-            name, block = weight.tensor.name, self.options.block
+            name, block = weight.tensor.name, asked_block(self.options, weight_names(weight))
             size = block or COMPUTED_BLOCK
             if self.options.form == "computed" and computable(weight, self.graph, size):
                 self.computed.add(name)
@@ -206,7 +207,7 @@ class _Store:
 
     def unknown(self) -> list[str]:
         """A sentence for each name in `assign` that nothing goes by."""
-        return unknown_names(self.options.assign, self.known)
+        return unknown_names(self.options, self.known)
 
 
 def _error(weight: Weight, stored: Rounded) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,14 @@ _LEAST_TABLE = 1 << 20
 
 def blockable(weight: Weight, block: int) -> bool:
     """Can runs of `block` columns of this weight have scales of their own, folded at load?"""
-    shape, axis = weight.values.shape, weight.axis
-    if weight.dequantize is not None or not block:
+    return weight.dequantize is None and divides(weight.values.shape, weight.axis, block)
+
+
+def divides(shape: Sequence[int], axis: int, block: int) -> bool:
+    """Do whole runs of `block` columns lie in the channels (along `axis`) of a weight?"""
+    columns = math.prod(shape) // shape[axis]
+    if not block:
         return False
-    columns = weight.values.size // shape[axis]
     flat = axis == 0 or len(shape) == 2 or (axis == 1 and shape[0] == 1)
     return flat and columns % block == 0 and columns > block
 
@@ -42,6 +47,19 @@ def computable(weight: Weight, graph: Index, block: int) -> bool:
     readers = graph.consumers.get(name, [])
     used = [use.node for use in weight.uses if use.port == 1 and use.node.input[1] == name]
     return len(readers) == len(used) and all(_plain_product(node) for node in used)
+
+
+def large_table(weight: Weight, graph: Index) -> bool:
+    """Is this a table worth looking integers up in, and does every reader look its rows up?"""
+    plain = weight.dequantize is None and weight.axis == 0 and not weight.nested
+    if not plain or weight.values.ndim != 2 or weight.values.size < _LEAST_TABLE:
+        return False
+    return all(
+        node.op_type == "Gather"
+        and node.input[0] == weight.tensor.name
+        and attribute(node, "axis", 0) == 0
+        for node in graph.consumers.get(weight.tensor.name, [])
+    )
 
 
 def _plain_product(node: Any) -> bool:
@@ -137,7 +155,7 @@ class StorageWriter:
         """Name of float scales of blocks, kept in half precision where that is exact enough."""
         import onnx
 
-        if float(scale.min()) < _LEAST_HALF or float(scale.max()) > float(np.finfo(np.float16).max):
+        if not fit_half(scale):
             return self.array("ws", scale), []
         half, made = self.array("ws", scale.astype(np.float16)), self.names.new("ws")
         return made, [onnx.helper.make_node("Cast", [half], [made], to=onnx.TensorProto.FLOAT)]
@@ -146,14 +164,13 @@ class StorageWriter:
         import onnx
 
         shape = weight.values.shape
-        blocked, spread = _blocked(weight, stored)
+        blocked, spread = blocked_shapes(shape, weight.axis, stored)
         integers = self._tensor(weight, stored, blocked)
         floats, floating = self.names.new("w"), onnx.TensorProto.FLOAT
         nodes = [onnx.helper.make_node("Cast", [integers], [floats], to=floating)]
         out = floats
         if stored.bits != 16:
-            turned = stored.scale.T if stored.block and _lies(weight) else stored.scale
-            values = np.ascontiguousarray(turned).reshape(spread)
+            values = blocked_scales(stored, shape, weight.axis).reshape(spread)
             if stored.block:
                 scale, more = self._scales(values)
                 nodes += more
@@ -194,17 +211,8 @@ class StorageWriter:
         return nodes
 
     def _looked_up(self, weight: Weight, stored: Rounded) -> bool:
-        """Is this a large table that every reader looks rows up in?"""
-        readers = self.graph.consumers.get(weight.tensor.name, [])
-        plain = weight.dequantize is None and weight.axis == 0 and not weight.nested
-        if not plain or stored.bits == 16 or stored.block or weight.values.size < _LEAST_TABLE:
-            return False
-        return weight.values.ndim == 2 and all(
-            node.op_type == "Gather"
-            and node.input[0] == weight.tensor.name
-            and attribute(node, "axis", 0) == 0
-            for node in readers
-        )
+        """Do its readers look up integers? Scales of blocks fit no rows."""
+        return stored.bits != 16 and not stored.block and large_table(weight, self.graph)
 
     def _lookup_form(self, weight: Weight, stored: Rounded, before: dict[str, list[Any]]) -> None:
         """Look integers and their scales up and multiply those: the table stays in integers.
@@ -266,19 +274,33 @@ class StorageWriter:
             bias.input[1] = self.array("bs", now)
 
 
-def _lies(weight: Weight) -> bool:
-    """Do the weight's columns stand along its first axis ([columns, channels])?"""
-    return weight.axis == 1 and weight.values.ndim == 2
+def fit_half(scale: Any) -> bool:
+    """Are scales of blocks exact enough in half precision?"""
+    top = float(np.finfo(np.float16).max)
+    return float(scale.min()) >= _LEAST_HALF and float(scale.max()) <= top
 
 
-def _blocked(weight: Weight, stored: Rounded) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape the integers are stored in, and the scales' that multiplies it."""
-    shape, axis, block = weight.values.shape, weight.axis, stored.block
+def blocked_scales(stored: Rounded, shape: Sequence[int], axis: int) -> Any:
+    """Scales in the order of `blocked_shapes`."""
+    turned = stored.scale.T if stored.block and _lies(shape, axis) else stored.scale
+    return np.ascontiguousarray(turned)
+
+
+def _lies(shape: Sequence[int], axis: int) -> bool:
+    """Do a weight's columns stand along its first axis ([columns, channels])?"""
+    return axis == 1 and len(shape) == 2
+
+
+def blocked_shapes(
+    shape: tuple[int, ...], axis: int, stored: Rounded
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape the integers of a weight are stored in, and the scales' that multiplies it."""
+    block = stored.block
     if stored.bits == 16 or not block:
         along = [1] * len(shape)
         along[axis] = -1
         return shape, tuple(along)
     rows = shape[axis]
-    if _lies(weight):
+    if _lies(shape, axis):
         return (shape[0] // block, block, rows), (shape[0] // block, 1, rows)
     return (rows, -1, block), (rows, -1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,11 @@ from compressor.quantization.openvino_ir import read_ir, write_ir
 from compressor.quantization.openvino_names import named
 from compressor.quantization.openvino_weights import (
     Weight,
+    blockable,
     computable,
     find_weights,
     readers_of,
+    replace_blocked,
     replace_computed,
     replace_weight,
 )
@@ -34,6 +36,7 @@ from compressor.quantization.storage import (
     Rounded,
     Tensor,
     asked_bits,
+    asked_block,
     assigned,
     check_widths,
     halves,
@@ -47,7 +50,7 @@ from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
 # Rounds weights to 4 bits: by friendly name of `top`, integers and scales that broadcast to them.
-# The last argument holds the size of blocks for those that are computed with as they are.
+# The last argument holds the size of blocks for those that have scales by block.
 Rounding = Callable[[Any, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
 COMPUTED_BLOCK = 128
 
@@ -97,8 +100,8 @@ def run(
     model = read_ir(source.path)
     found = _found(model, options, env.context)
     weights = [w for w in found if _bits(w, options) != 32]
-    blocks = _blocks(weights, options)
-    made = _rounded(model, weights, options, rounding, blocks)
+    blocks, computed = _blocks(weights, options)
+    made = _rounded(model, weights, options, rounding, blocks, computed)
     errors = {}
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]
@@ -113,8 +116,10 @@ def run(
         _correct(model, errors, feeds)
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]
-        if stored.block:
+        if weight.top.get_friendly_name() in computed:
             replace_computed(weight, stored)
+        elif stored.block:
+            replace_blocked(weight, stored)
         elif stored.bits == 4 or not weight.integer:
             replace_weight(weight, stored.integers, stored.scale, stored.bits)
     bits = _by_layer(weights, {key: stored.bits for key, stored in made.items()})
@@ -122,7 +127,7 @@ def run(
     share = four / sum(w.values.size for w in weights)
     write_ir(model, env.work / source.entry, source)
     known = [name for weight in found for name in weight_names(weight)]
-    said = [storage_note(bits, share), *unknown_names(options.assign, known)]
+    said = [storage_note(bits, share), *unknown_names(options, known)]
     facts = {
         **source.facts,
         "container": "ir",
@@ -145,11 +150,19 @@ def _by_layer(weights: list[Weight], bits: dict[str, int]) -> dict[str, int]:
     return told
 
 
-def _blocks(weights: list[Weight], options: Any) -> dict[str, int]:
-    """Size of blocks by weight, for those that OpenVINO computes with as they are."""
-    block = options.block or COMPUTED_BLOCK
-    chosen = [w for w in weights if options.form == "computed" and computable(w, block)]
-    return {w.top.get_friendly_name(): block for w in chosen}
+def _blocks(weights: list[Weight], options: Any) -> tuple[dict[str, int], set[str]]:
+    """Size of blocks by weight, for those that have them; those that OpenVINO computes with."""
+    found: dict[str, int] = {}
+    computed: set[str] = set()
+    for weight in weights:
+        name, block = weight.top.get_friendly_name(), asked_block(options, weight_names(weight))
+        size = block or COMPUTED_BLOCK
+        if options.form == "computed" and computable(weight, size):
+            computed.add(name)
+            found[name] = size
+        elif blockable(weight, block):
+            found[name] = block
+    return found, computed
 
 
 def _rounded(
@@ -158,6 +171,7 @@ def _rounded(
     options: Any,
     rounding: Rounding,
     blocks: Mapping[str, int],
+    computed: Collection[str],
 ) -> dict[str, Rounded]:
     """Every weight as it will be stored, by the friendly name of its `top`."""
     four = [w for w in weights if _bits(w, options) == 4]
@@ -171,7 +185,8 @@ def _rounded(
         key = weight.top.get_friendly_name()
         if key not in made:
             bits = _bits(weight, options)
-            made[key] = round_weight(weight, 16 if bits == 16 else 8, blocks.get(key, 0))
+            block = blocks.get(key, 0) if key in computed else 0
+            made[key] = round_weight(weight, 16 if bits == 16 else 8, block)
     return made
 
 

@@ -15,6 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.onnx_storage_write import (
+    blocked_scales,
+    blocked_shapes,
+    divides,
+    fit_half,
+)
 from compressor.quantization.storage import Rounded
 
 WEIGHTED_TYPES = frozenset(
@@ -209,6 +215,32 @@ def _replace(weight: Weight, made: Any) -> None:
     made.set_friendly_name(weight.top.get_friendly_name())
     for reader in list(weight.top.output(0).get_target_inputs()):
         reader.replace_source_output(made.output(0))
+
+
+def blockable(weight: Weight, block: int) -> bool:
+    """Can runs of `block` columns of this weight have scales of their own, folded at load?"""
+    return (
+        not weight.integer
+        and not weight.grouped
+        and divides(weight.values.shape, weight.axis, block)
+    )
+
+
+def replace_blocked(weight: Weight, stored: Rounded) -> None:
+    """Let every reader of `weight.top` read integers times scales by block, folded at load."""
+    import openvino as ov
+    from openvino import opset13
+
+    shape, along = blocked_shapes(weight.values.shape, weight.axis, stored)
+    node = _constant(stored.integers.reshape(shape), stored.bits)
+    node = opset13.convert(opset13.convert(node, ov.Type.i32), ov.Type.f32)
+    scale = blocked_scales(stored, weight.values.shape, weight.axis).reshape(along)
+    if fit_half(scale):
+        by = opset13.convert(opset13.constant(scale.astype(np.float16)), ov.Type.f32)
+    else:
+        by = opset13.constant(scale)
+    whole = opset13.constant(np.array(weight.values.shape, np.int64))
+    _replace(weight, opset13.reshape(opset13.multiply(node, by), whole, False))
 
 
 def computable(weight: Weight, block: int) -> bool:

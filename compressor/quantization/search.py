@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from compressor.deadline import OutOfTime
@@ -20,6 +20,8 @@ from compressor.quantization.mixed import (
     total_damage,
 )
 from compressor.quantization.sensitivity import (
+    BLOCK,
+    BLOCKS,
     FLOAT,
     INTEGER,
     OPTIONS,
@@ -33,6 +35,7 @@ from compressor.quantization.sensitivity import (
     profiled,
 )
 from compressor.quantization.substeps import run_steps
+from compressor.quantization.tried import Times, Tried
 from exporters.base import Env, Trial
 from runtimes.base import LayerPrecision, engine_of
 from runtimes.errors import CompressError, Unsupported
@@ -45,7 +48,7 @@ LEVELS = (
     0.16, 0.08, 0.04, 0.02, 0.014, 0.01, 0.007, 0.005, 0.0035, 0.0025, 0.0018, 0.0013, 0.0009,
     0.0006, 0.0004, 0.0002, 0.00005,
 )  # fmt: skip
-BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, "w4": 4, "int8-w4": 4}
+BITS = {FLOAT: 32, "half": 16, "w8": 8, "int8": 8, BLOCKS: 4, "w4": 4, "int8-w4": 4}
 _PAYS = 1.0  # INT8 against float: what only stores integers loses no speed at all
 # An attempt keeps the limit where half of it holds the loss, or where less than the limit holds
 # its 95 % bound: a metric with little noise, such as an error of pictures, may come closer to it.
@@ -75,6 +78,9 @@ class Found:
 class Search:
     """Finds the smallest and fastest assignment that keeps accuracy, within a budget.
 
+    Every damage, build and time is kept in the step's checkpoint, every score in the store: after a
+    kill the same way is gone again without measuring any of it twice.
+
     Attributes:
         source: the float artifact.
         bench: precisions tried on it.
@@ -92,6 +98,10 @@ class Search:
     table: Sensitivity | None = None
     timed: bool = False
 
+    @cached_property
+    def _kept(self) -> Tried:
+        return Tried(self.env.checkpoint / "tried")
+
     def run(self) -> Found:
         """The best assignment found; raises `Unsupported` where not one could be built."""
         self._require_room()
@@ -102,7 +112,7 @@ class Search:
             told=lambda share, what: self.env.progress(0.4 * share, what),
         )
         allowed = {g.name: g.options for g in self.table.groups}
-        times: dict[tuple[str, str], float] = {}
+        times: Times = {}
         if self.options.speed and any(INTEGER & set(o) for o in allowed.values()):
             allowed, times = self._what_is_faster(allowed)
         sizes = {
@@ -110,6 +120,7 @@ class Search:
         }
         options = cells(self.table, sizes, times, allowed)
         best = self._descend_in_time(options)
+        self.timed = self.timed or not (self.table.complete and self.budget.left())
         if best is None:
             reasons = "; ".join(dict.fromkeys(self.failed)) or "no assignment keeps the size"
             what = f"no mixed precision could be built: {reasons}"
@@ -211,29 +222,23 @@ class Search:
             if known.assign == assign:
                 return known
         try:
-            artifact = self._build(assign, f"try{len(self.tried)}")
+            artifact = self._build(assign)
         except CompressError as error:
             self.failed.append(error.what)
             return None
         found = Found(assign, artifact, self.env.trial(artifact), total_damage(options, assign))
         self.tried.append(found)
-        self._keep()
         return found
 
-    def _build(self, assign: Assignment, name: str) -> Artifact:
-        return build(self.source, self.bench.groups, assign, self.env, name, self.options)
+    def _build(self, assign: Assignment) -> Artifact:
+        def make(name: str) -> Artifact:
+            return build(self.source, self.bench.groups, assign, self.env, name, self.options)
 
-    def _keep(self) -> None:
-        """What was tried so far survives a kill, for the eye and for the next attempt."""
-        rows = [
-            {"assign": f.assign, "drop": f.trial.drop, "bytes": f.trial.size_bytes}
-            for f in self.tried
-        ]
-        (self.env.checkpoint / "tried.json").write_text(json.dumps(rows))
+        return self._kept.artifact(assign, make)
 
     def _what_is_faster(
         self, allowed: dict[str, tuple[str, ...]]
-    ) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], float]]:
+    ) -> tuple[dict[str, tuple[str, ...]], Times]:
         """Options without integer kernels where these do not pay, and times of the rest.
 
         All layers in INT8 are timed against the float model. If that is slower, layers whose own
@@ -241,20 +246,17 @@ class Search:
         """
         assert self.table is not None
         self.env.progress(0.42, "timing INT8 against float")
-        for attempt in range(2):
+        for last in (False, True):
             whole: Assignment = {g: "int8" if "int8" in o else "w8" for g, o in allowed.items()}
             if "int8" not in whole.values():
                 break
             try:
-                made = self._build(whole, f"whole{attempt}")
+                made = self._build(whole)
             except CompressError as error:
                 self.failed.append(error.what)
                 break
             self.timed = True
-            gain = speedup(self.source, made, self.env)
-            data, device = self.env.data["calibration"], self.env.context.device
-            before, after = (profiled(a, data, device) for a in (self.source, made))
-            times = self._times(before, after)
+            gain, times = self._kept.timing(whole, partial(self._timed, made))
             if gain >= _PAYS:
                 return allowed, times
             slow = {
@@ -262,21 +264,26 @@ class Search:
                 for g, o in allowed.items()
                 if "int8" in o and times.get((g, "int8"), 0.0) >= times.get((g, FLOAT), 0.0)
             }
-            if attempt or not slow:
+            if last or not slow:
                 break
             allowed = {g: _stored(o) if g in slow else o for g, o in allowed.items()}
         return {g: _stored(o) for g, o in allowed.items()}, {}
 
-    def _times(
-        self, before: list[LayerPrecision], after: list[LayerPrecision]
-    ) -> dict[tuple[str, str], float]:
+    def _timed(self, made: Artifact) -> tuple[float, Times]:
+        """Float time over that of `made`, and the times of both by group."""
+        data, device = self.env.data["calibration"], self.env.context.device
+        gain = speedup(self.source, made, self.env)
+        before, after = (profiled(a, data, device) for a in (self.source, made))
+        return gain, self._times(before, after)
+
+    def _times(self, before: list[LayerPrecision], after: list[LayerPrecision]) -> Times:
         """(group, option) → share of the float model's time; conversions count with INT8 layers."""
         assert self.table is not None
         total = sum(layer.time_ns or 0 for layer in before) or 1
         groups = [g for g in self.table.groups if "int8" in g.options]
         slow, fast = group_times(groups, before), group_times(groups, after)
         overhead = sum(x.time_ns or 0 for x in after if converts(x)) / (len(groups) or 1)
-        found: dict[tuple[str, str], float] = {}
+        found: Times = {}
         for group in groups:
             for option in group.options:
                 integer = fast.get(group.name, 0) + overhead
@@ -324,7 +331,9 @@ def build(
     bits = {layer: BITS[assign.get(g.name, FLOAT)] for g in stored for layer in g.layers}
     left = {n: b for n, b in bits.items() if b != 32}
     if any(assign.get(g.name, FLOAT) not in (FLOAT, "int8") for g in groups):
-        specs.append(("reconstruct_weights", {"assign": {**dict.fromkeys(bits, 32), **left}}))
+        blocks = {n: BLOCK for g in stored if assign.get(g.name) == BLOCKS for n in g.layers}
+        every = {**dict.fromkeys(bits, 32), **left}
+        specs.append(("reconstruct_weights", {"assign": every, "blocks": blocks}))
     return run_steps(source, specs, env, name)
 
 

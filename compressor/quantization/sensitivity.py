@@ -17,16 +17,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from compressor.quantization.calibration import batches
+from compressor.record import write_atomic
 from exporters.base import Samples, batch_range
 from runtimes.base import Feeds, LayerPrecision, engine_of, load_runtime
 from runtimes.types import Artifact
 
 FLOAT = "float"
 # From the most to the least precise: what a group of layers may become.
-OPTIONS = (FLOAT, "half", "w8", "int8", "w4", "int8-w4")
-STORED = (FLOAT, "half", "w8", "w4")  # those that compute in float
+BLOCKS = "w4-32"  # 4 bits with a scale for every `BLOCK` columns of a channel, not for all of them
+BLOCK = 32
+OPTIONS = (FLOAT, "half", "w8", "int8", BLOCKS, "w4", "int8-w4")
 INTEGER = frozenset({"int8", "int8-w4"})  # those that compute in integers
-FOUR = frozenset({"w4", "int8-w4"})  # those whose weights have 4 bits
+STORED = tuple(option for option in OPTIONS if option not in INTEGER)  # those in float
+FOUR = frozenset({BLOCKS, "w4", "int8-w4"})  # those whose weights have 4 bits
 
 MOST_S = 180.0  # that damages are measured for, where fewer samples can keep it
 BATCH = 4  # samples a pass: a large model is measured on few
@@ -201,7 +204,7 @@ def measure(
     bench: Workbench,
     budget: Budget,
     *,
-    options: Sequence[str] = ("int8", "w4", "w8"),
+    options: Sequence[str] = ("int8", "w4", "w8", BLOCKS),
     kept: Path | None = None,
     told: Callable[[float, str], None] | None = None,
 ) -> Sensitivity:
@@ -214,11 +217,14 @@ def measure(
         bench: the model.
         budget: measuring stops where it ends; what is missing is then unknown.
         options: tried in this order over all groups, so that an early end leaves whole columns.
-        kept: a file that survives a kill; rows found there are not measured again.
+        kept: a file that survives a kill; rows found there are not measured again, and the others
+            on as many samples as they were.
         told: is called with the share done and a sentence.
     """
     started = time.monotonic()
-    known = _read(kept)
+    known, samples = _read(kept)
+    if samples is not None and samples < bench.samples:
+        bench.fewer(samples)
     work = [(g, o) for o in options for g in bench.groups if o in g.options]
     rows: list[Row] = []
     complete = True
@@ -230,10 +236,10 @@ def measure(
                 complete = False
                 continue
             if reference is None:
-                reference = _reference(bench, len(work) - i)
+                reference = bench.outputs({}) if known else _reference(bench, len(work) - i)
             damage = noise_share(bench.outputs({group.name: option}), reference)
             known[group.name, option] = damage
-            _write(kept, known)
+            _write(kept, known, bench.samples)
         rows.append(Row(group.name, option, damage, bench.size_bytes(group, option)))
         if told is not None:
             told((i + 1) / len(work), f"sensitivity of {group.name} in {option}")
@@ -253,15 +259,15 @@ def _reference(bench: Workbench, rows: int) -> Outputs:
     return found[: bench.fewer(int(bench.samples * MOST_S / whole))]
 
 
-def _read(path: Path | None) -> dict[tuple[str, str], float]:
+def _read(path: Path | None) -> tuple[dict[tuple[str, str], float], int | None]:
+    """Damages known, and on how many samples."""
     if path is None or not path.exists():
-        return {}
-    try:
-        return {(g, o): d for g, o, d in json.loads(path.read_text())}
-    except ValueError:
-        return {}  # killed while writing
+        return {}, None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return {(group, option): damage for group, option, damage in kept["rows"]}, kept["samples"]
 
 
-def _write(path: Path | None, known: Mapping[tuple[str, str], float]) -> None:
+def _write(path: Path | None, known: Mapping[tuple[str, str], float], samples: int) -> None:
     if path is not None:
-        path.write_text(json.dumps([[g, o, d] for (g, o), d in known.items()]))
+        rows = [[*key, damage] for key, damage in known.items()]
+        write_atomic(path, json.dumps({"samples": samples, "rows": rows}).encode())

@@ -65,8 +65,15 @@ def keep_in_8_bits(tensors: Sequence[Tensor], share: float) -> set[str]:
 
 
 def assigned(assign: Mapping[str, int], names: Sequence[str]) -> int | None:
-    """Bits that `assign` gives a weight known by `names`, the first that occurs."""
+    """What `assign` gives a weight known by `names`, the first that occurs."""
     return next((assign[name] for name in names if name in assign), None)
+
+
+def asked_block(options: Any, names: Sequence[str]) -> int:
+    """Columns that share a scale in a weight known by `names`; 0: all of a channel."""
+    wanted = assigned(options.blocks, names)
+    block: int = options.block if wanted is None else wanted
+    return block
 
 
 def asked_bits(options: Any, names: Sequence[str], *, integer: bool) -> int:
@@ -95,16 +102,19 @@ def check_widths(assign: Mapping[str, int], where: str) -> None:
             )
 
 
-def unknown_names(assign: Mapping[str, int], known: Iterable[str]) -> list[str]:
-    """A sentence for every name in `assign` that no weight goes by; 32 asks for nothing."""
+def unknown_names(options: Any, known: Iterable[str]) -> list[str]:
+    """A sentence for every name in `assign` (32 bits ask for nothing) or `blocks` that no weight
+    goes by.
+    """
     names = sorted(set(known))
+    asked = [("assign", name) for name, bits in options.assign.items() if bits != 32]
     said = []
-    for name in sorted(name for name, bits in assign.items() if bits != 32):
+    for option, name in sorted([*asked, *(("blocks", name) for name in options.blocks)]):
         if name in names:
             continue
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        said.append(f"assign: no weight here is called {name}{hint}")
+        said.append(f"{option}: no weight here is called {name}{hint}")
     return said
 
 

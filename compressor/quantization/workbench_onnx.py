@@ -19,6 +19,7 @@ from compressor.quantization.onnx_index import Index, Names
 from compressor.quantization.onnx_pass import keep_of, scheme_of
 from compressor.quantization.onnx_static import mean_axes, mean_lost, named_nodes, planned
 from compressor.quantization.onnx_storage import Weight, find_weights
+from compressor.quantization.onnx_storage_write import blockable, dequantized, large_table
 from compressor.quantization.onnx_weights import (
     dequantize,
     output_axis,
@@ -27,8 +28,11 @@ from compressor.quantization.onnx_weights import (
 )
 from compressor.quantization.placement import Placement
 from compressor.quantization.qdq import Grid, grid
+from compressor.quantization.reconstruction import round_with
 from compressor.quantization.sensitivity import (
     BATCH,
+    BLOCK,
+    BLOCKS,
     FLOAT,
     FOUR,
     INTEGER,
@@ -60,6 +64,7 @@ class OnnxBench:
             for w in find_weights(self.graph, 1, stay)
             if w.tensor.name in self.graph.weights and w.dequantize is None
         }
+        self._in_blocks = {t for t, w in self.weights.items() if self._blockable(w)}
         self._group_of = {t: self._layers(w)[0] for t, w in self.weights.items()}
         self._members = members(self._group_of, self.weights)
         groups = [self._group(name, found) for name, found in self._members.items()]
@@ -72,6 +77,11 @@ class OnnxBench:
         self._bias: dict[str, tuple[str, Any]] = {}
         self._means: Mapping[str, Any] = {}
 
+    def _blockable(self, weight: Weight) -> bool:
+        """Not an LSTM's: with one scale a channel it runs in dynamic INT8 where the engine can."""
+        recurrent = weight.node.op_type == "LSTM"
+        return blockable(weight, BLOCK) and not recurrent and not large_table(weight, self.graph)
+
     def _layers(self, weight: Weight) -> tuple[str, ...]:
         return tuple(n.name for n in self.graph.consumers[weight.tensor.name])
 
@@ -79,7 +89,8 @@ class OnnxBench:
         layers = tuple(dict.fromkeys(n for w in weights for n in self._layers(w)))
         elements = sum(int(w.values.size) for w in weights)
         integer = all(n in self.plan.weights for n in layers)
-        options = options_of(elements, integer=integer)
+        blocks = any(w.tensor.name in self._in_blocks for w in weights)
+        options = options_of(elements, integer=integer, blocks=blocks)
         return Group(name, weights[0].node.op_type, layers, elements, options)
 
     @property
@@ -94,10 +105,13 @@ class OnnxBench:
 
     def size_bytes(self, group: Group, option: str) -> int:
         """Stored bytes of the group's weights in that option, scales included."""
-        return sum(
-            stored_bytes(int(w.values.size), 4 * int(w.values.shape[w.axis]), option)
-            for w in self._members[group.name]
-        )
+        return sum(self._bytes(weight, option) for weight in self._members[group.name])
+
+    def _bytes(self, weight: Weight, option: str) -> int:
+        elements, channels = int(weight.values.size), int(weight.values.shape[weight.axis])
+        if option == BLOCKS and weight.tensor.name in self._in_blocks:
+            return stored_bytes(elements, 2 * elements // BLOCK, option)  # scales in half precision
+        return stored_bytes(elements, 4 * channels, option)
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
         """Outputs on the search samples with groups (by name) in these options, the rest float."""
@@ -128,6 +142,8 @@ class OnnxBench:
         return found
 
     def _values(self, weight: Weight, option: str) -> Any:
+        if option == BLOCKS and weight.tensor.name in self._in_blocks:
+            return dequantized(round_with(weight.values, weight.axis, None, BLOCK), weight.axis)
         if option in FOUR:
             return dequantize(*quantize_int4(weight.values, weight.axis), weight.axis)
         if option in {"w8", "int8"}:
@@ -166,11 +182,11 @@ class OnnxBench:
         ]
 
 
-def options_of(elements: int, *, integer: bool) -> tuple[str, ...]:
+def options_of(elements: int, *, integer: bool, blocks: bool = False) -> tuple[str, ...]:
     """What a group may become; a small weight is worth no scales of its own but under INT8."""
     if elements < LEAST:
         return (FLOAT, "int8") if integer else (FLOAT,)
-    return OPTIONS if integer else STORED
+    return tuple(o for o in (OPTIONS if integer else STORED) if blocks or o != BLOCKS)
 
 
 def members(group_of: Mapping[str, str], weights: Mapping[str, T]) -> dict[str, list[T]]:

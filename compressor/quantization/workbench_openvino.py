@@ -14,6 +14,7 @@ import numpy as np
 
 from compressor.quantization.calibration import at_most, batches, count
 from compressor.quantization.keep import kept
+from compressor.quantization.onnx_storage_write import dequantized
 from compressor.quantization.openvino_biases import (
     add_to_outputs,
     correctable,
@@ -26,10 +27,19 @@ from compressor.quantization.openvino_storage import round_weight
 from compressor.quantization.openvino_weights import (
     WEIGHTED_TYPES,
     Weight,
+    blockable,
     find_weights,
     readers_of,
 )
-from compressor.quantization.sensitivity import BATCH, FLOAT, INTEGER, Group, Outputs
+from compressor.quantization.sensitivity import (
+    BATCH,
+    BLOCK,
+    BLOCKS,
+    FLOAT,
+    INTEGER,
+    Group,
+    Outputs,
+)
 from compressor.quantization.substeps import run_steps
 from compressor.quantization.workbench_onnx import members, options_of, stored_bytes
 from exporters.base import Env
@@ -61,7 +71,8 @@ class OpenVinoBench:
         layers = tuple(dict.fromkeys(r.removesuffix("/WithoutBiases") for r, _, _ in readers))
         kinds = {kind for _, kind, _ in readers}
         elements = sum(int(w.values.size) for w in weights)
-        options = options_of(elements, integer=kinds <= WEIGHTED_TYPES)
+        blocks = any(blockable(w, BLOCK) for w in weights)
+        options = options_of(elements, integer=kinds <= WEIGHTED_TYPES, blocks=blocks)
         return Group(name, readers[0][1], layers, elements, options)
 
     @property
@@ -80,7 +91,10 @@ class OpenVinoBench:
         for weight in self._members[group.name]:
             shape = weight.values.shape
             channels = shape[0] * shape[1] if weight.grouped else shape[weight.axis]
-            total += stored_bytes(int(weight.values.size), 4 * int(channels), option)
+            scales = 4 * int(channels)
+            if option == BLOCKS and blockable(weight, BLOCK):
+                scales = 2 * int(weight.values.size) // BLOCK  # in half precision
+            total += stored_bytes(int(weight.values.size), scales, option)
         return total
 
     def outputs(self, assign: Mapping[str, str]) -> Outputs:
@@ -120,7 +134,7 @@ class OpenVinoBench:
         for name, _, port in self._readers[weight.top.get_friendly_name()]:
             layer = ops[name]
             layer.input(port).replace_source_output(constant.output(0))
-            mean = self._mean(name) if option in {"w8", "w4", "int8-w4"} else None
+            mean = self._mean(name) if option not in {FLOAT, "half"} else None
             if mean is not None:
                 lost[layer] = lost_mean(layer, weight.values - values, mean)
 
@@ -185,5 +199,7 @@ def _rounded(weight: Weight, option: str) -> Any:
         return weight.values
     if option == "half":
         return weight.values.astype(np.float16).astype(np.float32)
+    if option == BLOCKS and blockable(weight, BLOCK):
+        return dequantized(round_weight(weight, 4, BLOCK), weight.axis)
     made = round_weight(weight, 8 if option == "w8" else 4)
     return made.integers * made.scale

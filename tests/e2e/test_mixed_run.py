@@ -91,3 +91,16 @@ def test_the_ladder_leaves_out_what_refuses_a_model(given: dict[str, Any]) -> No
     ran = [s.step for s in result.record.steps if s.rung == "int8-w4"]
     assert "reconstruct_weights" in ran
     assert "quantize_dynamic" not in ran
+
+
+@pytest.mark.slow
+def test_another_metric_is_searched_for_anew(given: dict[str, Any]) -> None:
+    """Trials are scored by it: what was found under one says nothing about another."""
+    targets = {"onnxruntime": {"steps": ["to_onnxruntime", MIXED]}}
+    status = {}
+    for name, metric in (("top1", "top1"), ("top5", "top5"), ("again", "top1")):
+        result = run(given, name, targets, metric=metric)
+        status[name] = [s.status for s in result.record.steps if s.step == "quantize_mixed"]
+    assert status["top1"] in (["ran"], ["hit"])  # another test may have found it
+    assert status["top5"] == ["ran"]
+    assert status["again"] == ["hit"]

@@ -108,6 +108,19 @@ def test_combined_options_cost_the_sum_of_their_parts() -> None:
     assert not {"w8", "half"} & set(found)  # not measured, and nothing to bound it with
 
 
+def test_blocks_count_between_what_was_measured_of_them_and_of_plain_four_bits() -> None:
+    group = Group("g", "MatMul", ("g",), 100, ("float", "w4", "w4-32"))
+    rows = [Row("g", "float", 0.0, 400), Row("g", "w4", 4e-3, 50), Row("g", "w4-32", 1e-3, 56)]
+    sizes = {("g", "float"): 400, ("g", "w4"): 50, ("g", "w4-32"): 56}
+    found = mixed.cells(Sensitivity((group,), tuple(rows), 8), sizes, {}, {"g": group.options})
+    assert {c.option: c.damage for c in found}["w4-32"] == pytest.approx(2e-3)
+    assert mixed.solve(found, Limits(3e-3)) == {"g": "w4-32"}
+    assert mixed.solve(found, Limits(5e-3)) == {"g": "w4"}
+    del rows[1]  # time ran out
+    found = mixed.cells(Sensitivity((group,), tuple(rows), 8), sizes, {}, {"g": group.options})
+    assert {c.option: c.damage for c in found}["w4-32"] == pytest.approx(1e-3)
+
+
 def test_half_is_bounded_by_eight_bits_and_taken_where_these_hurt() -> None:
     group = Group("g", "Conv", ("g",), 100, ("float", "half", "w8"))
     rows = (Row("g", "float", 0.0, 400), Row("g", "w8", 1e-2, 100))

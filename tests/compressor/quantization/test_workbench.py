@@ -167,3 +167,27 @@ def test_what_would_take_too_long_is_measured_on_fewer_samples(
 def test_batches_are_kept_whole() -> None:
     feeds = [{"x": np.zeros((n, 2))} for n in (4, 4, 4, 2)]
     assert [len(at_most(feeds, n)) for n in (0, 3, 4, 7, 8, 13, 14, 99)] == [1, 1, 1, 1, 2, 3, 4, 4]
+
+
+def test_a_killed_measurement_goes_on_with_as_many_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number depends on the time a pass takes, which is another one at the next attempt."""
+    given = prepared(tmp_path, "convnet")
+    bench, env = bench_of(tmp_path, given)
+    path, real = env.checkpoint / "table.json", bench.outputs
+    monkeypatch.setattr(sensitivity, "MOST_S", 1e-9)
+
+    def dying(assign: Any) -> Any:
+        if assign.get("conv3"):
+            raise MemoryError
+        return real(assign)
+
+    bench.outputs = dying
+    with pytest.raises(MemoryError):
+        measure(bench, Budget(None), kept=path)
+    monkeypatch.setattr(sensitivity, "MOST_S", 1e9)
+    again, _ = bench_of(tmp_path, given)
+    table = measure(again, Budget(None), kept=path)
+    assert table.complete
+    assert table.samples == again.samples == bench.samples < 32
