@@ -23,6 +23,7 @@ from compressor.statistics import (
     paired_bootstrap,
     paired_bootstrap_of,
 )
+from exporters._check import wide_pieces
 from runtimes.errors import CompressError
 
 __all__ = ["Evaluation", "compare", "evaluate"]
@@ -82,9 +83,10 @@ def _sqnr_db(base: Mapping[str, Array], candidate: Mapping[str, Array]) -> float
         found = candidate.get(name)
         if found is None or found.shape != wanted.shape or wanted.dtype.kind != "f":
             continue
-        wide = wanted.astype(np.float64)
-        signal = float(np.square(wide).sum())
-        noise = float(np.square(wide - found.astype(np.float64)).sum())
+        signal = noise = 0.0
+        for one, other in wide_pieces(wanted, found):
+            signal += float(np.square(one).sum())
+            noise += float(np.square(one - other).sum())
         if not math.isfinite(signal + noise) or (signal == 0 and noise > 0):
             return None
         here = IDENTICAL_DB if noise == 0 else min(IDENTICAL_DB, 10 * math.log10(signal / noise))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def _compare_one(name: str, want: Any, got: Any, tolerance: float, where: str) -
         share = float(np.mean(want != got)) if want.size else 0.0
         error, limit = Error(share, share), tolerance
     else:
-        error, limit = _float_error(want.astype(np.float64), got.astype(np.float64), tolerance)
+        error, limit = _float_error(want, got, tolerance)
     if not error.absolute <= limit:
         raise BuildFailed(
             "the converted model computes something else",
@@ -114,16 +114,23 @@ def _compare_one(name: str, want: Any, got: Any, tolerance: float, where: str) -
     return error
 
 
+def wide_pieces(*arrays: Any, values: int = 1 << 20) -> Iterator[list[Any]]:
+    """Arrays of one shape, piece by piece, flat and in float64: copies of all logits are large."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, values):
+        yield [array[start : start + values].astype(np.float64) for array in flat]
+
+
 def _float_error(want: Any, got: Any, tolerance: float) -> tuple[Error, float]:
-    finite = np.isfinite(want) & np.isfinite(got)
-    same = (want == got) | (np.isnan(want) & np.isnan(got))
-    if not want.size:
-        return Error(), tolerance
-    if not np.all(finite | same):
-        return Error(float("inf"), float("inf")), tolerance
-    gap = np.abs(np.where(finite, want - got, 0.0)).max()
-    scale = float(np.abs(np.where(finite, want, 0.0)).max())
-    return Error(float(gap), float(gap / max(scale, 1e-12))), tolerance * scale + _NOISE
+    gap = scale = 0.0
+    for one, other in wide_pieces(want, got):
+        finite = np.isfinite(one) & np.isfinite(other)
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        if not np.all(finite | same):
+            return Error(float("inf"), float("inf")), tolerance
+        gap = max(gap, float(np.abs(np.where(finite, one - other, 0.0)).max()))
+        scale = max(scale, float(np.abs(np.where(finite, one, 0.0)).max()))
+    return Error(gap, gap / max(scale, 1e-12)), tolerance * scale + _NOISE
 
 
 def accepted_sizes(

@@ -3,10 +3,12 @@
     python -m examples.zoo resnet vit --out out/zoo
     python benchmarks/recovery/run.py once --zoo out/zoo [--cases resnet:0.27 vit:0.6]
     python benchmarks/recovery/run.py rounds --zoo out/zoo [--cases resnet:0.5 resnet:0.2]
+    python benchmarks/recovery/run.py aim --zoo out/zoo [--cases resnet:0.27 gpt:0.7]
 
 A case is a model of the zoo and the fraction of its MACs that stays. `once` prunes once and
 recovers by outputs alone, with three features, and in float32 (else the step's own choice of
-precision); `rounds` prunes and recovers once, twice, three times.
+precision); `rounds` prunes and recovers once, twice, three times; `aim` recovers towards the
+outputs, and towards the probabilities of their classes as well.
 Each row has `--minutes` of recovery in all on one thread, of processor time, so that whatever else
 runs on the machine takes no steps from a row. It is scored with the zoo's metric on the evaluation
 data in ONNX Runtime; `distance` is from the original on the same data, in units of its variance.
@@ -48,8 +50,13 @@ WAYS: dict[str, dict[str, Row]] = {
         "float32": {"features": "none", "precision": "float32"},
     },
     "rounds": {str(n): {"features": "none", "rounds": n} for n in (1, 2, 3)},
+    "aim": {aim: {"features": "none", "aim": aim} for aim in ("outputs", "scores")},
 }
-CASES = {"once": ["resnet:0.27", "vit:0.6"], "rounds": ["resnet:0.5", "resnet:0.2"]}
+CASES = {
+    "once": ["resnet:0.27", "vit:0.6"],
+    "rounds": ["resnet:0.5", "resnet:0.2"],
+    "aim": ["resnet:0.27", "vit:0.6", "gpt:0.7", "unet:0.5"],
+}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from compressor.modules import load_module, reference_of, write_module
 from compressor.recovery import loop
 from compressor.recovery.features import choose_features
-from compressor.recovery.labels import TaskLoss, check_labels, make_task_loss
+from compressor.recovery.labels import TaskLoss, check_labels, make_task_loss, scores_of
 from compressor.recovery.masks import hold
 from compressor.recovery.schedule import (
     EPOCHS,
@@ -38,7 +38,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 3
+REV = 4
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
@@ -63,6 +63,9 @@ class Options:
             automatically and spread over the depth, or names of modules. The original then runs
             beside the student in every step. `auto` is none: at equal minutes three brought a
             residual network nothing clear (benchmarks/recovery).
+        aim: what counts as close to the original: the distance of the `outputs`, or of the class
+            `scores` among them their probabilities as well. `auto` takes scores where the training
+            data has labels, which are not used, that are class numbers of an output.
         labels: share of the aim, 0 to 1, that is a loss on the training data's labels: the
             cross-entropy of class numbers, or `loss`.
         loss: `package.module:function`, called with (outputs by name, labels of a batch), torch
@@ -83,6 +86,7 @@ class Options:
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: int | str | tuple[str, ...] = "auto"
+    aim: Literal["auto", "outputs", "scores"] = "auto"
     labels: float = 0
     loss: str = field(default="", metadata={"code": True})
     rounds: int | str = "auto"
@@ -198,9 +202,23 @@ def _task(
     hold(student, source.facts)
     task = loop.Task(
         student, teacher, source.inputs, data, order[held:], order[:held],
-        features=features, labels=labels,
+        features=features, labels=labels, scores=_scores(source, options, data, found),
     )  # fmt: skip
     return task, thawed
+
+
+def _scores(
+    source: Artifact, options: Options, data: Samples, outputs: Sequence[Tensor]
+) -> tuple[int, int] | None:
+    """The place among the outputs and the axis of class scores, where their probabilities count."""
+    names = [spec.name for spec in source.outputs]
+    found = scores_of(dict(zip(names, outputs, strict=True)), data.labels)
+    if options.aim == "outputs" or (found is None and options.aim == "auto"):
+        return None
+    if found is not None:
+        return names.index(found[0]), found[1]
+    place = next(i for i, out in enumerate(outputs) if out.is_floating_point())
+    return place, -1 if outputs[place].dim() == 3 else 1
 
 
 def _thawed(student: nn.Module) -> list[str]:
@@ -274,7 +292,8 @@ def _facts(
     how = "without labels"
     if task.labels is not None:
         how = f"with {task.labels.told} on labels at {task.labels.weight:.0%}"
-    aim = "distance to the original" if task.labels is None else "that mixed with the distance"
+    near = "distance to the original" + (" and divergence from its scores" if task.scores else "")
+    aim = near if task.labels is None else f"that mixed with the {near}"
     told = (
         f"recovered {how} in {state.step} steps ({epochs:.1f} epochs): {aim} on "
         f"{len(task.held_out)} held-out training samples {state.start:.4g} → {state.best:.4g}"

@@ -7,6 +7,7 @@ where need be, some of the tensors at a time: memory does not depend on the numb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from runtimes.types import TensorSpec
 
 BATCH = 16
 BUDGET = 64 << 20  # bytes of activations that are looked at together
+OUTPUTS = 32 << 20  # bytes of the model's own outputs that one call may give
 _WAITING = 64 << 20  # bytes of samples that wait for others of their shape
 _SEPARATOR = "//"
 _Feeder = Callable[[], Iterator[Feeds]]
@@ -272,13 +274,26 @@ def _stream(
     session = tapped_session(model, taps.nodes, outputs, threads)
     names = [output.name for output in session.get_outputs()]
     for batch in data():
-        for feeds in _slices(batch, rows):
+        for feeds in _slices(batch, rows or _rows_of_outputs(session, batch)):
             values = dict(zip(names, session.run(names, dict(feeds)), strict=True))
             # The engine's minimum and maximum pass over NaN; the model's own outputs show it.
             for name in [name for name in names if _SEPARATOR not in name]:
                 _check_output(name, values.pop(name))
             yield values, _rows(feeds)
             values.clear()  # before the next ones are there
+
+
+def _rows_of_outputs(session: Any, feeds: Feeds) -> int:
+    """Samples whose outputs, as logits of a long text, fit `OUTPUTS`; 0 where all do, or must."""
+    shapes = {spec.name: spec.shape for spec in session.get_inputs() if spec.name in feeds}
+    if any(not shape or isinstance(shape[0], int) for shape in shapes.values()):
+        return 0
+    pairs = (zip(shape, feeds[name].shape, strict=False) for name, shape in shapes.items())
+    sizes = {dim: size for pair in pairs for dim, size in pair}
+    own = (spec.shape[1:] for spec in session.get_outputs() if _SEPARATOR not in spec.name)
+    values = sum(math.prod(d if isinstance(d, int) else sizes.get(d, 1) for d in s) for s in own)
+    rows = OUTPUTS // (4 * values or 1)
+    return 0 if rows >= _rows(feeds) else max(1, int(rows))
 
 
 def _slices(feeds: Feeds, rows: int) -> Iterator[Feeds]:

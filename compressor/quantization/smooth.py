@@ -24,6 +24,7 @@ from compressor.quantization.placement import Placement
 from exporters._onnx_graph import replace
 
 _ALPHAS = np.linspace(0.0, 1.0, 21)
+_COLUMNS = 4096
 _LARGEST = 1e4  # of a factor over the geometric mean of all
 FOLDED_GAIN = 2.0  # of the noise's power; the estimate is not better than that
 INSERTED_GAIN, INSERTED_NOISE = 4.0, 1e-4  # a Mul costs a few percent of its product's time
@@ -78,7 +79,8 @@ def smooth(
         seen = statistics[tensor]
         if any(weight.shape[0] != len(seen.low) for weight in weights):
             continue
-        alpha, factors, before, after = best_factors(seen, np.concatenate(weights, axis=1), limit)
+        whole = weights[0] if len(weights) == 1 else np.concatenate(weights, axis=1)
+        alpha, factors, before, after = best_factors(seen, whole, limit)
         edits = _foldable(graph, tensor, nodes)
         gain = before / max(after, 1e-30)
         if edits is None and (gain < INSERTED_GAIN or before < INSERTED_NOISE):
@@ -132,7 +134,7 @@ def best_factors(
     peak_x = np.maximum(np.abs(seen.low), np.abs(seen.high))
     peak_w = magnitude.max(axis=1)
     alive = (peak_x > 0) & (peak_w > 0)
-    energy = (weight.astype(np.float64) ** 2).sum(axis=1)
+    energy = sum((part.astype(np.float64) ** 2).sum(axis=1) for part in _blocks(weight))
     signal = float(seen.square @ energy) or 1.0
     plain = np.ones(len(peak_x), np.float32)
     before = _noise(seen, magnitude, energy, plain, limit) / signal
@@ -160,9 +162,15 @@ def _noise(seen: ChannelStatistics, magnitude: Any, energy: Any, factors: Any, l
     high, low = max(0.0, (seen.high / s).max()), min(0.0, (seen.low / s).min())
     step = (high - low) / 255
     of_inputs = np.minimum(step**2 / 12, seen.square / s**2) @ (s**2 * energy)
-    steps = (magnitude * factors[:, None]).max(axis=0).astype(np.float64) / limit
+    peaks = [(part * factors[:, None]).max(axis=0) for part in _blocks(magnitude)]
+    steps = np.concatenate(peaks).astype(np.float64) / limit
     of_weights = float((steps**2).sum()) / 12 * float((seen.square / s**2).sum())
     return float(of_inputs) + of_weights
+
+
+def _blocks(weight: Any) -> list[Any]:
+    """Some columns at a time: what is computed from a whole vocabulary's weight is large."""
+    return [weight[:, i : i + _COLUMNS] for i in range(0, weight.shape[1], _COLUMNS)]
 
 
 def _foldable(graph: Index, tensor: str, nodes: list[Any]) -> dict[str, int] | None:

@@ -81,18 +81,25 @@ def make_task_loss(
     labels = data.labels
     assert labels is not None
     if function is None:
-        name = _scores(dict(zip(names, example[1], strict=True)), labels)
-        return TaskLoss(weight, names, labels, _cross_entropy(name), f"cross-entropy of {name}")
+        outputs = dict(zip(names, example[1], strict=True))
+        found = scores_of(outputs, labels)
+        if found is None:
+            raise _no_scores(outputs, labels)
+        name, axis = found
+        told = f"cross-entropy of {name}"
+        return TaskLoss(weight, names, labels, _cross_entropy(name, axis), told)
     takes(function, 2, f"recover.loss {reference}", "function(outputs, labels)")
     made = TaskLoss(weight, names, labels, function, reference)
     _try_out(made, example, f"recover.loss {reference}")
     return made
 
 
-def _cross_entropy(name: str) -> Loss:
+def _cross_entropy(name: str, axis: int) -> Loss:
     from torch.nn import functional
 
-    return lambda outputs, labels: functional.cross_entropy(outputs[name], labels.long())
+    return lambda outputs, labels: functional.cross_entropy(
+        outputs[name].movedim(axis, 1), labels.long()
+    )
 
 
 def _picked(labels: Sequence[Any], chosen: Sequence[int]) -> Any:
@@ -117,18 +124,30 @@ def _whole(labels: Sequence[Any]) -> np.ndarray | None:
     return array if good else None
 
 
-def _scores(outputs: Mapping[str, Tensor], labels: Sequence[Any]) -> str:
-    """The output [n, classes, …] that labels [n, …] are of."""
+def scores_of(
+    outputs: Mapping[str, Tensor], labels: Sequence[Any] | None
+) -> tuple[str, int] | None:
+    """The output [n, classes, …] or [n, …, classes] that labels [n, …] are of, and its axis."""
+    array = None if labels is None else _whole(labels)
+    if array is None:
+        return None
+    for axis in (1, -1):
+        for name, out in outputs.items():
+            places = [*out.shape]
+            fits = out.is_floating_point() and out.dim() == array.ndim + 1
+            if fits and places.pop(axis) > int(array.max()) and places[1:] == [*array.shape[1:]]:
+                return name, axis
+    return None
+
+
+def _no_scores(outputs: Mapping[str, Tensor], labels: Sequence[Any]) -> UsageError:
     array = _whole(labels)
     assert array is not None
-    for name, out in outputs.items():
-        fits = out.is_floating_point() and out.dim() == array.ndim + 1
-        if fits and out.shape[2:] == array.shape[1:] and int(array.max()) < out.shape[1]:
-            return name
-    raise UsageError(
+    return UsageError(
         "the labels fit no output",
         where=WHERE,
-        expected="class numbers [n, …] below the classes of an output [n, classes, …]",
+        expected="class numbers [n, …] below the classes of an output [n, classes, …] or "
+        "[n, …, classes]",
         got=f"labels {list(array.shape)} up to {int(array.max())}, outputs "
         + ", ".join(f"{n} {list(o.shape)}" for n, o in outputs.items()),
         fix="name your loss: loss: package.module:function, called with (outputs, labels)",

@@ -20,7 +20,7 @@ import numpy as np
 from compressor.modules import frozen
 from compressor.recovery.features import WEIGHT, Feature, tapped
 from compressor.recovery.labels import TaskLoss
-from compressor.recovery.losses import distance
+from compressor.recovery.losses import distance, divergence
 from compressor.recovery.teacher import Teacher
 from compressor.sources.torch_io import call, channels_last, tensors
 from exporters.base import Samples
@@ -70,7 +70,9 @@ class Schedule:
 class Task:
     """What is trained towards what, on which samples.
 
-    Features are a means: they are no part of the held-out loss, which chooses the best weights.
+    `scores` are the place among the outputs and the axis of class scores, whose probabilities count
+    beside the distance. Features are a means: they are no part of the held-out loss, which chooses
+    the best weights.
     """
 
     student: nn.Module
@@ -82,6 +84,7 @@ class Task:
     step: str = "recover"  # whose training it is, for errors
     features: Sequence[Feature] = ()
     labels: TaskLoss | None = None
+    scores: tuple[int, int] | None = None
 
 
 @dataclass
@@ -195,8 +198,11 @@ def _loss(
 def _aim(
     task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Sequence[int]
 ) -> Tensor:
-    """Distance to the original, mixed with the loss on labels where there is one."""
+    """How far from the original, mixed with the loss on labels where there is one."""
     far = distance(outputs, wanted)
+    if task.scores is not None:
+        place, axis = task.scores
+        far = far + divergence(outputs[place], wanted[place], axis)
     return far if task.labels is None else task.labels.mixed(far, outputs, chosen)
 
 

@@ -28,3 +28,17 @@ def distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total / len(parts)
+
+
+def divergence(scores: Tensor, wanted: Tensor, axis: int) -> Tensor:
+    """KL divergence of the classes' probabilities from the original's, the mean over positions.
+
+    What distillation was proposed with (Hinton et al., arXiv 1503.02531, 2015), at temperature 1.
+    Beside `distance` it says which of many classes matter: most of a language model's vocabulary
+    has no chance at a place, and `distance` alone spends itself on those.
+    """
+    from torch.nn import functional
+
+    got = functional.log_softmax(scores.float().movedim(axis, -1), -1)
+    aim = functional.log_softmax(wanted.float().movedim(axis, -1), -1)
+    return functional.kl_div(got, aim, reduction="none", log_target=True).sum(-1).mean()

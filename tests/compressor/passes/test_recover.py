@@ -84,14 +84,28 @@ def test_labels_change_nothing_and_chosen_classes_come_closer(tmp_path):
     labels = list(range(10)) * 60
     env = env_of("mlp", tmp_path, reference, samples=600, labels=labels)
     made = recover.run(source, Options(**FAST), env)
-    blind = env_of("mlp", tmp_path, reference, samples=600, name="blind")
-    assert recover.run(source, Options(**FAST), blind).digest() == made.digest()
+    assert "divergence from its scores" in made.facts["notes"][-1]
+    other = env_of("mlp", tmp_path, reference, samples=600, labels=labels[::-1], name="other")
+    assert recover.run(source, Options(**FAST), other).digest() == made.digest()
     x = sm.feeds("mlp", 400, seed=9)
     choose = [
         sm.outputs(load_module(a, sm.CASES["mlp"][0]), x)[0].argmax(1) for a in (source, made)
     ]
     truth = sm.outputs(sm.build("mlp"), x)[0].argmax(1)
     assert (choose[1] == truth).mean() > (choose[0] == truth).mean()
+
+
+def test_without_labels_scores_are_aimed_at_where_they_are_named(tmp_path):
+    reference, source = pruned("mlp", tmp_path)
+    labelled = env_of("mlp", tmp_path, reference, samples=600, labels=list(range(10)) * 60)
+    blind = env_of("mlp", tmp_path, reference, samples=600, name="blind")
+    named = env_of("mlp", tmp_path, reference, samples=600, name="named")
+    auto = recover.run(source, Options(**FAST), blind)
+    scores = recover.run(source, Options(**FAST, aim="scores"), named)
+    assert "divergence" not in auto.facts["notes"][-1]
+    assert scores.digest() == recover.run(source, Options(**FAST), labelled).digest()
+    again = env_of("mlp", tmp_path, reference, samples=600, labels=[0] * 600, name="again")
+    assert recover.run(source, Options(**FAST, aim="outputs"), again).digest() == auto.digest()
 
 
 def test_same_run_same_bytes(tmp_path):

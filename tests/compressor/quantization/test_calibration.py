@@ -182,3 +182,29 @@ def test_fewer_samples_at_once_where_their_activations_are_large():
     free = [TensorSpec("x", "float32", ("n", 3, 4))]
     sizes = [len(f["x"]) for f in batches(ArraySamples({"x": X}), free, 10, most=4)]
     assert sizes == [4, 4, 2]
+
+
+def test_outputs_of_a_call_are_bounded(monkeypatch):
+    """A vocabulary at every place of a text: what does not fit one call is asked for in several."""
+    model = models.mlp()
+    feeds = [models.feeds(model, batch=8)]
+    seen, original = [], calibration.tapped_session
+
+    def watched(*args):
+        session = original(*args)
+        run = session.run
+        monkeypatch.setattr(
+            session,
+            "run",
+            lambda names, f: (seen.append(len(next(iter(f.values())))), run(names, f))[1],
+        )
+        return session
+
+    monkeypatch.setattr(calibration, "tapped_session", watched)
+    tensors = [model.graph.node[0].output[0]]
+    whole = calibration.calibrate(model, tensors, {}, lambda: iter(feeds))
+    width = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    monkeypatch.setattr(calibration, "OUTPUTS", 4 * width * 3)
+    parts = calibration.calibrate(model, tensors, {}, lambda: iter(feeds))
+    assert seen == [8, 3, 3, 2]
+    assert parts.ranges == whole.ranges

@@ -38,6 +38,16 @@ def test_labels_a_position_find_the_output_they_are_of():
     assert torch.isfinite(task.mixed(torch.tensor(0.0), outputs, [0, 1, 2, 3]))
 
 
+def test_a_language_models_classes_are_the_last_axis():
+    outputs = [torch.randn(4, 6, 9)]
+    labels = np.random.default_rng(0).integers(0, 9, (4, 6))
+    task = made(labels, outputs)
+    flat = outputs[0].flatten(0, 1), torch.from_numpy(labels).flatten()
+    own = torch.nn.functional.cross_entropy(*flat)
+    found = task.mixed(torch.tensor(0.0), outputs, [0, 1, 2, 3])
+    assert float(found) == pytest.approx(0.25 * float(own), rel=1e-5)
+
+
 def test_the_users_loss_gets_outputs_by_name_and_labels_of_the_batch():
     seen = []
 
