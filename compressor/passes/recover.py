@@ -63,9 +63,10 @@ class Options:
             automatically and spread over the depth, or names of modules. The original then runs
             beside the student in every step. `auto` is none: at equal minutes three brought a
             residual network nothing clear (benchmarks/recovery).
-        aim: what counts as close to the original: the distance of the `outputs`, or of the class
-            `scores` among them their probabilities as well. `auto` takes scores where the training
-            data has labels, which are not used, that are class numbers of an output.
+        aim: what counts as close to the original: the distance of the `outputs`, or, of class
+            `scores` among them, their probabilities as well. `auto` takes scores where the training
+            data has labels, whose values are not used, one a place of an output [n, …, classes], as
+            language models have; pictures gained nothing by it (benchmarks/recovery).
         labels: share of the aim, 0 to 1, that is a loss on the training data's labels: the
             cross-entropy of class numbers, or `loss`.
         loss: `package.module:function`, called with (outputs by name, labels of a batch), torch
@@ -213,7 +214,8 @@ def _scores(
     """The place among the outputs and the axis of class scores, where their probabilities count."""
     names = [spec.name for spec in source.outputs]
     found = scores_of(dict(zip(names, outputs, strict=True)), data.labels)
-    if options.aim == "outputs" or (found is None and options.aim == "auto"):
+    places = found is not None and found[1] == -1
+    if options.aim == "outputs" or (options.aim == "auto" and not places):
         return None
     if found is not None:
         return names.index(found[0]), found[1]

@@ -71,10 +71,13 @@ def lost_mean(layer: Any, error: Any, mean: Any) -> Any:
 
 
 def add_to_outputs(layers: Mapping[Any, Any]) -> None:
-    """Add a value per output channel behind each layer: into its bias, or as a new one."""
+    """Add a value per output channel behind each layer: into its bias, or as a new one.
+
+    A new one costs time, so a layer without goes by the pointwise convolution behind it, if any.
+    """
     from openvino import opset13
 
-    for layer, values in layers.items():
+    for layer, values in _passed_on(layers):
         rank = layer.get_output_partial_shape(0).rank.get_length()
         shape = [1] * rank
         shape[-1 if layer.get_type_name() == "MatMul" else 1] = -1
@@ -90,6 +93,36 @@ def add_to_outputs(layers: Mapping[Any, Any]) -> None:
         old = add.input_value(port).get_node().get_data()
         made = opset13.constant((old + extra).astype(np.float32))
         add.input(port).replace_source_output(made.output(0))
+
+
+def _passed_on(layers: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """`layers`, those without a bias replaced by the pointwise convolution that alone reads them.
+
+    What is added before it comes out as its weight times that, exactly: it has no borders.
+    """
+    found = {layer.get_friendly_name(): (layer, values) for layer, values in layers.items()}
+    for layer in layers:
+        behind = _pointwise(layer)
+        if behind is None:
+            continue
+        name, (_, moved) = behind.get_friendly_name(), found.pop(layer.get_friendly_name())
+        weight = behind.input_value(1).get_node().get_data()
+        more = weight.reshape(weight.shape[:2]).astype(np.float64) @ moved
+        found[name] = (behind, more + (found[name][1] if name in found else 0.0))
+    return list(found.values())
+
+
+def _pointwise(layer: Any) -> Any | None:
+    """The convolution of one tap with float weights that is all that reads `layer`."""
+    readers = list(layer.output(0).get_target_inputs())
+    behind = readers[0].get_node() if len(readers) == 1 else None
+    if behind is None or behind.get_type_name() != "Convolution" or readers[0].get_index() != 0:
+        return None
+    weight, given = behind.input_value(1).get_node(), behind.get_attributes()
+    one_tap = set(list(behind.input_value(1).get_shape())[2:]) == {1}
+    borders = [*given["pads_begin"], *given["pads_end"]]
+    plain = weight.get_type_name() == "Constant" and one_tap and not any(borders)
+    return behind if plain and given["auto_pad"] in ("explicit", "valid") else None
 
 
 def _bias(readers: list[Any]) -> tuple[Any, int] | None:
