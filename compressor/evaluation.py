@@ -19,7 +19,7 @@ from runtimes.base import Feeds, Outputs
 from runtimes.errors import UsageError
 
 Run = Callable[[Feeds], Outputs]
-KEPT_BYTES = 256 << 20  # of outputs kept to compare two models
+KEPT_BYTES = 64 << 20  # of outputs kept to compare two models; several are held at a time
 WHOLE_BYTES = 4 << 30  # of outputs a user's function is given at once
 
 
