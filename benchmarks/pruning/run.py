@@ -44,7 +44,7 @@ KINDS: dict[str, list[Row]] = {
     "efficientnet": [{"prune_channels": {"keep": {"params": 0.8}}}],
     "vit": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "bert": [{"prune_channels": {"keep": {"params": 0.55}}}],
-    "gpt": [{"factorize_layers": {"keep": {"params": 0.58}}}],
+    "gpt": [{"factorize_layers": {"keep": {"params": 0.58}}}, {"recover": {"batch": 32}}],
     "lstm": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "unet": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "yolo": [{"prune_channels": {"keep": {"params": 0.57}}}],
@@ -166,7 +166,8 @@ def measured(name: str, steps: list[Row], args: argparse.Namespace, store: Path)
     recipe = recipe_of(name, args.zoo, ("training", "calibration", "selection", "evaluation"))
     if not hasattr(load(name), "training"):  # weights from elsewhere: what there is, unlabelled
         recipe["data"]["training"] = recipe["data"]["calibration"]
-    recipe["steps"] = [*steps, {"recover": {"minutes": args.minutes}}]
+    *before, last = steps if "recover" in steps[-1] else [*steps, {"recover": {}}]
+    recipe["steps"] = [*before, {"recover": {"minutes": args.minutes, **last["recover"]}}]
     return judged(f"{name} {steps}", recipe, args, store)
 
 
