@@ -118,12 +118,12 @@ class Engine:
             "isa": facts()["isa"] if _in_torch(module, parent) else None,
             **({"code": code} if code else {}),
             **({"trials": self._judged(rest)} if "selection" in module.USES else {}),
+            **({"timed": _told(rest)} if _times_builds(step) else {}),
         }
 
     def _judged(self, rest: tuple[PlannedStep, ...]) -> dict[str, Any]:
         """What trials depend on besides their artifact and data."""
-        later = [[step.name, options_json(step.options)] for step in rest]
-        return {"metric": self.metric, "rest": later}
+        return {"metric": self.metric, "rest": _told(rest)}
 
     def _code(self, options: Any) -> dict[str, dict[str, str]]:
         """Option that names a function of the user's → digests of the files it is made of."""
@@ -213,6 +213,15 @@ class Engine:
                 notes=notes,
             )
         )
+
+
+def _told(steps: tuple[PlannedStep, ...]) -> list[list[Any]]:
+    return [[step.name, options_json(step.options)] for step in steps]
+
+
+def _times_builds(step: PlannedStep) -> bool:
+    """Whether a step in a target's list times what the later ones there make of its attempts."""
+    return step.context.target is not None and "latency" in getattr(step.options, "keep", {})
 
 
 def _in_torch(module: Step, parent: Artifact) -> bool:
