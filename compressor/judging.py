@@ -25,7 +25,7 @@ from runtimes.base import Feeds, Outputs, load_runtime
 from runtimes.host import facts
 from runtimes.types import Artifact
 
-SCORING_REV = 2
+SCORING_REV = 3
 SCORING_BATCH = 100
 SCORING_BYTES = 4 << 20  # of a batch's inputs and outputs; activations are many times as much
 PREPARED_FEEDS = 8  # timing cycles through at least this many real inputs (edge cases of zeros)
