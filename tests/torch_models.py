@@ -99,7 +99,21 @@ def tiny_mlp() -> nn.Module:
 def tiny_resnet() -> nn.Module:
     stem = [nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
-    return nn.Sequential(*stem, Residual(16), Residual(16), *tail)
+    return _settled(nn.Sequential(*stem, Residual(16), Residual(16), *tail))
+
+
+def _settled(module: nn.Module) -> nn.Module:
+    """With batch norms' statistics of what passes through, as a trained module has them."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches
+    images = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        module.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.num_batches_tracked.zero_()
+    return module
 
 
 def tiny_lstm() -> nn.Module:

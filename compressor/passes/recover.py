@@ -64,9 +64,8 @@ class Options:
             beside the student in every step. `auto` is none: at equal minutes three brought a
             residual network nothing clear (benchmarks/recovery).
         aim: what counts as close to the original: the distance of the `outputs`, or, of class
-            `scores` among them, their probabilities as well. `auto` takes scores where the training
-            data has labels, whose values are not used, one a place of an output [n, …, classes], as
-            language models have; pictures gained nothing by it (benchmarks/recovery).
+            `scores` among them, their probabilities as well. A step takes longer so: in equal
+            minutes neither a classifier nor a small GPT came closer (benchmarks/recovery).
         labels: share of the aim, 0 to 1, that is a loss on the training data's labels: the
             cross-entropy of class numbers, or `loss`.
         loss: `package.module:function`, called with (outputs by name, labels of a batch), torch
@@ -87,7 +86,7 @@ class Options:
     held_out: float = 0.02
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     features: int | str | tuple[str, ...] = "auto"
-    aim: Literal["auto", "outputs", "scores"] = "auto"
+    aim: Literal["outputs", "scores"] = "outputs"
     labels: float = 0
     loss: str = field(default="", metadata={"code": True})
     rounds: int | str = "auto"
@@ -212,11 +211,10 @@ def _scores(
     source: Artifact, options: Options, data: Samples, outputs: Sequence[Tensor]
 ) -> tuple[int, int] | None:
     """The place among the outputs and the axis of class scores, where their probabilities count."""
+    if options.aim == "outputs":
+        return None
     names = [spec.name for spec in source.outputs]
     found = scores_of(dict(zip(names, outputs, strict=True)), data.labels)
-    places = found is not None and found[1] == -1
-    if options.aim == "outputs" or (options.aim == "auto" and not places):
-        return None
     if found is not None:
         return names.index(found[0]), found[1]
     place = next(i for i, out in enumerate(outputs) if out.is_floating_point())

@@ -108,12 +108,11 @@ def test_scores_are_aimed_at_where_they_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("aim", "labels", "found"),
     [
-        ("auto", (4, 6), (1, -1)), ("auto", (4,), None), ("auto", None, None),
         ("scores", (4, 6), (1, -1)), ("scores", (4,), (0, 1)), ("scores", None, (0, 1)),
         ("outputs", (4, 6), None),
     ],
 )  # fmt: skip
-def test_auto_aims_at_scores_of_every_place(aim, labels, found):
+def test_scores_are_found_by_the_labels_or_by_their_shape(aim, labels, found):
     source = SimpleNamespace(outputs=[SimpleNamespace(name=n) for n in ("class", "words")])
     given = SimpleNamespace(labels=None if labels is None else np.ones(labels, np.int64))
     outputs = [torch.zeros(4, 3), torch.zeros(4, 6, 9)]
