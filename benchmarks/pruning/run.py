@@ -44,7 +44,10 @@ KINDS: dict[str, list[Row]] = {
     "efficientnet": [{"prune_channels": {"keep": {"params": 0.8}}}],
     "vit": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "bert": [{"prune_channels": {"keep": {"params": 0.55}}}],
-    "gpt": [{"factorize_layers": {"keep": {"params": 0.58}}}, {"recover": {"batch": 32}}],
+    "gpt": [
+        {"factorize_layers": {"keep": {"params": 0.58}}},
+        {"recover": {"batch": 32, "aim": "scores"}},
+    ],
     "lstm": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "unet": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "yolo": [{"prune_channels": {"keep": {"params": 0.57}}}],
