@@ -1,4 +1,4 @@
-"""Torch modules of the zoo as recipes name them."""
+"""Models of the zoo as recipes name them: torch modules, and their ONNX files."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def recipe_of(name: str, zoo: Path, roles: Sequence[str]) -> dict[str, Any]:
         "data": {role: f"{place}:{role}" for role in roles},
         "metric": about.metric,
     }  # fmt: skip
+
+
+def graph_recipe_of(name: str, zoo: Path, roles: Sequence[str]) -> dict[str, Any]:
+    """The zoo's `name` as an ONNX file with its arrays, which lie in the folder `zoo`."""
+    folder = zoo.resolve() / name
+    return {
+        "model": {"source": str(folder / "model.onnx")},
+        "data": {role: str(folder / f"{role}.npz") for role in roles},
+        "metric": load(name).ABOUT.metric,
+    }

@@ -15,6 +15,7 @@ from runtimes.types import TensorSpec
 
 OPSET = 21  # the first one with INT4 tensors
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 LARGEST = 2**31 - 2**20  # bytes in one piece: protobuf's limit, less some room for the graph
 
 
@@ -318,6 +319,24 @@ def count_parameters(model: Any) -> int:
     indices = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
     weights = (t for g in graphs(model.graph) for t in g.initializer if t.data_type not in indices)
     return sum(math.prod(tensor.dims) for tensor in weights)
+
+
+def import_microsoft(model: Any) -> None:
+    """Declare in place that `model` holds operators of ONNX Runtime's own."""
+    import onnx
+
+    if all(entry.domain != MICROSOFT for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+
+
+def fixed_batch(model: Any) -> int:
+    """The batch size that the model is made for; 0 where it is free."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims and dims[0].dim_value:
+            return int(dims[0].dim_value)
+    return 0
 
 
 def opset_of(model: Any) -> int:

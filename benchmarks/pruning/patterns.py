@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import compressor  # noqa: E402
+from benchmarks.modules import graph_recipe_of  # noqa: E402
 from benchmarks.stamp import stamp  # noqa: E402
-from examples.zoo import load  # noqa: E402
 
 Row = dict[str, Any]
 PATTERNS: dict[str, Row] = {
@@ -54,12 +54,12 @@ def main() -> None:
     args = parser.parse_args()
     results: Row = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for name in args.models.split(","):
-        results[name] = one_model(name, args.zoo.resolve() / name)
+        results[name] = one_model(name, args.zoo)
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         args.json.with_suffix(".md").write_text(table(results))
 
 
-def one_model(name: str, folder: Path) -> Row:
+def one_model(name: str, zoo: Path) -> Row:
     """Every row of one model, with when and where it was made."""
     steps: dict[str, list[Row]] = {"none": []}
     for pattern, options in PATTERNS.items():
@@ -69,18 +69,15 @@ def one_model(name: str, folder: Path) -> Row:
     with tempfile.TemporaryDirectory() as store:
         for title, shared in steps.items():
             rows[title] = {
-                how: measured(name, folder, shared, own, Path(store)) for how, own in STORED.items()
+                how: measured(name, zoo, shared, own, Path(store)) for how, own in STORED.items()
             }
             print(f"{name} {title}: {json.dumps(rows[title])}", flush=True)
     return {"rows": rows, **stamp()}
 
 
-def measured(name: str, folder: Path, shared: list[Row], own: list[str], store: Path) -> Row:
+def measured(name: str, zoo: Path, shared: list[Row], own: list[str], store: Path) -> Row:
     """Score and bytes of one candidate."""
-    recipe = {
-        "model": {"source": str(folder / "model.onnx")},
-        "data": {role: str(folder / f"{role}.npz") for role in ("calibration", "evaluation")},
-        "metric": load(name).ABOUT.metric,
+    recipe = graph_recipe_of(name, zoo, ("calibration", "evaluation")) | {
         "steps": shared,
         "targets": {"onnxruntime": {"steps": own}},
         "gates": GATES,

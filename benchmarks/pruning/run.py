@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import compressor  # noqa: E402
-from benchmarks.modules import recipe_of  # noqa: E402
+from benchmarks.modules import graph_recipe_of, recipe_of  # noqa: E402
 from benchmarks.stamp import stamp  # noqa: E402
 from compressor.result import RunRecord, TargetResult  # noqa: E402
 from compressor.steps import step_modules  # noqa: E402
@@ -145,16 +145,10 @@ def one_graph(name: str, macs: float, args: argparse.Namespace) -> Row:
         "without repair": {**keep, "repair": False},
         "l2": {**keep, "saliency": "l2"},
     }
-    folder = args.zoo.resolve() / name
-    roles = ("calibration", "selection", "evaluation")
+    given = graph_recipe_of(name, args.zoo, ("calibration", "selection", "evaluation"))
     rows = {}
     for way, options in ways.items():
-        recipe = {
-            "model": {"source": str(folder / "model.onnx")},
-            "data": {role: str(folder / f"{role}.npz") for role in roles},
-            "metric": load(name).ABOUT.metric,
-            "steps": [{"prune_channels": options}],
-        }
+        recipe = given | {"steps": [{"prune_channels": options}]}
         with tempfile.TemporaryDirectory() as store:
             rows[way] = judged(f"{name}.onnx {options}", recipe, args, Path(store))
     return _entry(rows, 0.0)

@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import compressor  # noqa: E402
+from benchmarks.modules import graph_recipe_of  # noqa: E402
 from benchmarks.stamp import stamp  # noqa: E402
 from compressor.bench import BenchPlan, Variant, bench  # noqa: E402
 from compressor.quantization.fusion import products  # noqa: E402
-from examples.zoo import load  # noqa: E402
 from exporters._onnx_graph import load_model  # noqa: E402
 from exporters.to_onnxruntime import TARGET  # noqa: E402
 from runtimes.base import load_runtime  # noqa: E402
@@ -42,12 +42,8 @@ GATES = ["relative_drop<=100%", "speedup>=0.01", "size_reduction>=0%"]
 
 def built(name: str, zoo: Path, fused: bool, store: Path, out: Path) -> Artifact:
     """The zoo's `name` in INT8 with 4-bit weights."""
-    folder = zoo.resolve() / name
     steps = STEPS if fused else STEPS[:-1]
-    recipe = {
-        "model": {"source": str(folder / "model.onnx")},
-        "data": {r: str(folder / f"{r}.npz") for r in ("calibration", "selection", "evaluation")},
-        "metric": load(name).ABOUT.metric,
+    recipe = graph_recipe_of(name, zoo, ("calibration", "selection", "evaluation")) | {
         "targets": {"onnxruntime": {"steps": [{s.name: dict(s.options)} for s in steps]}},
         "gates": GATES, "measure": {"effort": "quick"},
     }  # fmt: skip

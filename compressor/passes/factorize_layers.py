@@ -141,7 +141,9 @@ def _split(subject: _Subject, share: float, options: Options, env: Env) -> joint
 
 def _factorized(subject: _Subject, start: Artifact, options: Options, env: Env) -> joint.Made:
     """The module in `start`, of `subject` or made from it, with layers factorized."""
-    module, data, budget = load_module(start, env.factory), subject.data, subject.budget
+    given = start is subject.source
+    module = subject.module if given else load_module(start, env.factory)
+    data, budget = subject.data, subject.budget
     env.progress(0.05, "reading which layers can be factorized")
     found, left_alone = select(module, subject.example, env.context.keep.channels)
     env.progress(0.2, "what the layers' outputs carry")

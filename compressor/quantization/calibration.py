@@ -16,7 +16,7 @@ import numpy as np
 
 from compressor.quantization.calibration_ranges import BINS, METHODS, Range, histogram
 from compressor.quantization.convergence import Point, Widening
-from exporters._onnx_graph import opset_of
+from exporters._onnx_graph import fixed_batch, opset_of
 from exporters._onnx_session import tapped_session
 from exporters.base import Samples, batch_range
 from runtimes.base import Feeds
@@ -377,13 +377,9 @@ def _histograms(
 
 
 def _rows_at_once(model: Any, sizes: Mapping[str, int]) -> int:
-    """Samples whose activations fit the budget; 0 (the whole batch) where the batch is fixed."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in weights and dims and dims[0].dim_value:
-            return int(dims[0].dim_value)
-    return int(max(1, min(BATCH, BUDGET // (4 * sum(sizes.values()) or 1))))
+    """Samples whose activations fit the budget, or the batch where that is fixed."""
+    most = max(1, min(BATCH, BUDGET // (4 * sum(sizes.values()) or 1)))
+    return fixed_batch(model) or int(most)
 
 
 def _parts(sizes: Mapping[str, int], rows: int) -> list[list[str]]:

@@ -16,7 +16,7 @@ from compressor.macs import inferred, shapes_of
 from compressor.quantization.calibration import BATCH, BUDGET
 from compressor.quantization.calibration_ranges import BINS
 from compressor.quantization.onnx_branches import has_branches
-from exporters._onnx_graph import graphs, reads
+from exporters._onnx_graph import fixed_batch, graphs, reads
 
 COPIES = 3
 HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
@@ -68,11 +68,11 @@ def held(model: Any, dims: Mapping[str, int], method: str, target: str) -> Held:
         method: one of `calibration_ranges.METHODS`.
         target: `openvino`, or another, whose steps calibrate on ONNX Runtime.
     """
-    most = 1 if has_branches(model) else BATCH
+    most = 1 if has_branches(model) else BATCH  # a batch would take one branch for all of it
     graph = inferred(model, dims).graph
     sizes = _sizes(graph, {tensor.name for tensor in model.graph.initializer})
     unknown = sum(name not in sizes for node in graph.node for name in node.output if name)
-    batch = _fixed(model) or most
+    batch = fixed_batch(model) or most
     weights = sum(len(t.raw_data) for graph in graphs(model.graph) for t in graph.initializer)
     if target == "openvino":
         return held_by_nncf(sizes.values(), batch, method, weights, unknown)
@@ -91,16 +91,6 @@ def held_by_nncf(sizes: Iterable[int], most: int, method: str, weights: int, unk
     total = sum(sizes)
     batch = max(1, min(most, HELD_BYTES // max(1, total)))
     return Held(batch, batch * total * _TIMES[method], 0, COPIES * weights, unknown)
-
-
-def _fixed(model: Any) -> int:
-    """The batch size that the model is made for; 0 where it is free."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in weights and dims and dims[0].dim_value:
-            return int(dims[0].dim_value)
-    return 0
 
 
 def _sizes(graph: Any, weights: set[str]) -> dict[str, int]:

@@ -13,9 +13,8 @@ from typing import Any
 
 from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_weights import attribute
-from exporters._onnx_graph import needed, replace
+from exporters._onnx_graph import MICROSOFT, import_microsoft, needed, replace
 
-MICROSOFT = "com.microsoft"
 OP = "MatMulIntegerToFloat"
 
 
@@ -82,5 +81,4 @@ def fuse(model: Any, found: list[Product]) -> None:
     nodes = [made.get(node.name, node) for node in model.graph.node if node.name not in gone]
     outputs = [value.name for value in model.graph.output]
     replace(model.graph.node, needed(nodes, outputs))
-    if not any(entry.domain == MICROSOFT for entry in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    import_microsoft(model)

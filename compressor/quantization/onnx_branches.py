@@ -19,7 +19,7 @@ from exporters._onnx_graph import drop, graphs, reads, rename_reads, subgraphs, 
 from exporters._onnx_session import tapped_session
 from runtimes.base import Feeds
 
-RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+LAYERS = WEIGHTED | {"ConvTranspose", "GRU", "LSTM", "RNN"}  # those that may have weights
 _SIDES = {"then_branch": "then", "else_branch": "else"}
 Feeder = Callable[[], Iterator[Feeds]]
 
@@ -45,8 +45,7 @@ class Branch:
 
 def layers_in(graph: Any) -> dict[str, str]:
     """Name → op type of the layers that may have weights, those in bodies too."""
-    kinds = WEIGHTED | RECURRENT | {"ConvTranspose"}
-    return {n.name: n.op_type for inner in graphs(graph) for n in inner.node if n.op_type in kinds}
+    return {n.name: n.op_type for inner in graphs(graph) for n in inner.node if n.op_type in LAYERS}
 
 
 def has_branches(model: Any) -> bool:
@@ -76,7 +75,7 @@ def branches(model: Any) -> list[Branch]:
 def loops(model: Any) -> dict[str, str]:
     """Layer with weights in a loop's body → why it stays float."""
     return {
-        name: f"it stands in the loop {node.name}, which is not calibrated"
+        name: in_loop(node.name)
         for node in model.graph.node
         if node.op_type != "If"
         for inner in subgraphs(node)
@@ -86,8 +85,17 @@ def loops(model: Any) -> dict[str, str]:
 
 def never_taken(branch: Branch) -> dict[str, str]:
     """Layer with weights in a branch that no sample takes → why it stays float."""
-    why = f"no calibration sample takes the {branch.side} branch of {branch.node.name}"
-    return dict.fromkeys(layers_in(branch.graph), why + ": hand in samples that do")
+    return dict.fromkeys(layers_in(branch.graph), not_taken(branch.node.name, branch.side))
+
+
+def in_loop(name: str) -> str:
+    """Why a layer in the body of the loop of that name stays float."""
+    return f"it stands in the loop {name}, which is not calibrated"
+
+
+def not_taken(name: str, side: str) -> str:
+    """Why a layer in one branch of the `If` of that name stays float."""
+    return f"no calibration sample takes the {side} branch of {name}: hand in samples that do"
 
 
 def branch_feeds(model: Any, branch: Branch, data: Feeder, threads: int) -> Feeder:

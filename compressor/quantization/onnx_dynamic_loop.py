@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import MICROSOFT
 
 if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer
@@ -115,7 +116,7 @@ class _Loop:
             inputs += ["", self.writer.value(self.graph, self.writer.names.new(old), own)]
         name = self.writer.names.new(f"{self.node.name}/{label}")
         out = self._new()
-        product = _node("DynamicQuantizeMatMul", inputs, [out], name=name, domain="com.microsoft")
+        product = _node("DynamicQuantizeMatMul", inputs, [out], name=name, domain=MICROSOFT)
         self.made += nodes
         return [product], out
 

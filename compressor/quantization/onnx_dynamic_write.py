@@ -17,15 +17,13 @@ from compressor.quantization.onnx_dynamic_loop import GATES, loop_nodes
 from compressor.quantization.onnx_dynamic_rounding import Rounded, input_means, round_weights
 from compressor.quantization.onnx_index import Names, take_over_names
 from compressor.quantization.onnx_weights import int4_tensor
-from exporters._onnx_graph import drop_dead_weights, graphs
+from exporters._onnx_graph import MICROSOFT, drop_dead_weights, graphs, import_microsoft
 from exporters._onnx_graph import replace as replace_items
 from exporters.base import Env
 from runtimes.types import TensorSpec
 
 if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer
-
-MICROSOFT = "com.microsoft"
 
 
 def write(
@@ -86,8 +84,7 @@ class Writer:
         for graph in reversed(list(graphs(self.model.graph))):
             drop_dead_weights(graph)
             take_over_names(graph, self.replaced)
-        if not any(entry.domain == MICROSOFT for entry in self.model.opset_import):
-            self.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+        import_microsoft(self.model)
         least = onnx.helper.find_min_ir_version_for(self.model.opset_import, True)
         self.model.ir_version = max(self.model.ir_version, least)
 

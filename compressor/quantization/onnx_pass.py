@@ -7,23 +7,29 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.quantization import smooth
-from compressor.quantization.calibration import BATCH, batches
+from compressor.quantization.calibration import batches
 from compressor.quantization.calibration_memory import held
 from compressor.quantization.conformance import onnx_violations, require_conforming
 from compressor.quantization.convergence import convergence_facts, convergence_note
-from compressor.quantization.onnx_branches import RECURRENT, branches, has_branches
+from compressor.quantization.onnx_branches import LAYERS, branches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
-from compressor.quantization.placement import WEIGHTED
 from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes, load_model, opset_of, save_model
+from exporters._onnx_graph import (
+    MICROSOFT,
+    STANDARD_DOMAINS,
+    all_nodes,
+    load_model,
+    opset_of,
+    save_model,
+)
 from exporters._onnx_opset import quantized_ops
 from exporters._schemes import ONNXRUNTIME
 from exporters.base import Context, Env, Keep, QuantScheme
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-_KNOWN_DOMAINS = STANDARD_DOMAINS | {"com.microsoft"}
+_KNOWN_DOMAINS = STANDARD_DOMAINS | {MICROSOFT}
 
 
 def scheme_of(context: Context) -> QuantScheme:
@@ -76,13 +82,12 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     """Quantize, check that it is a smaller drop-in, and write it with its facts."""
     model, samples = load_model(source.path), env.data["calibration"]
     total = min(options.samples, len(samples))
-    most = 1 if has_branches(model) else BATCH  # a batch would take one branch for all of it
-    memory = str(held(model, env.context.dims, options.method, "onnxruntime"))
+    memory = held(model, env.context.dims, options.method, "onnxruntime")
     made = quantize(
         model,
         scheme_of(env.context),
         keep_of(env.context, options.exclude),
-        lambda: batches(samples, source.inputs, options.samples, most=most),
+        lambda: batches(samples, source.inputs, options.samples, most=memory.samples),
         method=options.method,
         bias_correction=options.bias_correction != "off",
         smoothing=options.smooth != "off",
@@ -96,7 +101,7 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
         raise Unsupported("no layer was quantized", why, where="quantize_static")
     require_conforming(onnx_violations(made.model, scheme, made.plan.reasons), "quantize_static")
     save_model(made.model, env.work / source.entry)
-    facts = {**source.facts, **_facts(source, made, options, scheme, memory)}
+    facts = {**source.facts, **_facts(source, made, options, scheme, str(memory))}
     return require_drop_in(source, write_quantized(source, facts, env))
 
 
@@ -180,8 +185,7 @@ def _notes(made: Quantized) -> list[str]:
 
 
 def _left_float(made: Quantized) -> list[str]:
-    kinds = WEIGHTED | RECURRENT | {"ConvTranspose"}
-    left = {name: why for name, why in made.plan.reasons.items() if made.ops[name] in kinds}
+    left = {name: why for name, why in made.plan.reasons.items() if made.ops[name] in LAYERS}
     return asked(len(made.plan.weights), left)
 
 

@@ -12,9 +12,15 @@ from compressor.quantization.onnx_find import Weight
 from compressor.quantization.onnx_index import Index, Names, take_over_names
 from compressor.quantization.onnx_weights import attribute, broadcast, int4_tensor
 from compressor.quantization.storage import Rounded
-from exporters._onnx_graph import drop_dead_weights, graphs, rename_reads, replace
+from exporters._onnx_graph import (
+    MICROSOFT,
+    drop_dead_weights,
+    graphs,
+    import_microsoft,
+    rename_reads,
+    replace,
+)
 
-MICROSOFT = "com.microsoft"
 _LEAST_HALF = 1e-4  # half precision has its full 11 bits above 6.1e-5
 # A lookup in integers costs 4 µs a call; a table of fewer values is not worth it in memory.
 _LEAST_TABLE = 1 << 20
@@ -206,8 +212,7 @@ class StorageWriter:
             del node.attribute[:]
             for name, value in {**more, "block_size": stored.block, "accuracy_level": 4}.items():
                 node.attribute.append(onnx.helper.make_attribute(name, value))
-        if all(opset.domain != MICROSOFT for opset in self.model.opset_import):
-            self.model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+        import_microsoft(self.model)
         return nodes
 
     def _looked_up(self, weight: Weight, stored: Rounded) -> bool:

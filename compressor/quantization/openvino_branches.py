@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from compressor.quantization.onnx_branches import in_loop, not_taken
 from compressor.quantization.openvino_ir import compiled_f32
 from compressor.quantization.openvino_weights import RECURRENT_TYPES, WEIGHTED_TYPES, bodies
 
+SIDES = ("then", "else")  # by a body's number
 # Quantizes a body on feeds by the order of its parameters; says why layers in it stay float.
 Quantize = Callable[[Any, Iterable[Any]], tuple[Any, dict[str, str]]]
 
@@ -79,24 +81,16 @@ def quantize_branches(
             if not layers:
                 continue
             if op.get_type_name() != "If":
-                left |= dict.fromkeys(
-                    layers, f"it stands in the loop {name}, which is not calibrated"
-                )
+                left |= dict.fromkeys(layers, in_loop(name))
                 continue
             given = _BranchFeeds(model, name, number, feeds, threads)
             if not any(True for _ in given):
-                left |= dict.fromkeys(layers, never_taken(name, number))
+                left |= dict.fromkeys(layers, not_taken(name, SIDES[number]))
                 continue
             inner, why = quantize(body.clone(), given)
             ops[name].set_function(number, inner)
             left |= why
     return left
-
-
-def never_taken(name: str, number: int) -> str:
-    """Why the layers of a branch (0: then, 1: else) of the `If` of that name stay float."""
-    side = "else" if number else "then"
-    return f"no calibration sample takes the {side} branch of {name}: hand in samples that do"
 
 
 class _BranchFeeds:

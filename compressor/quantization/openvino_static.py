@@ -77,24 +77,25 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
     model = read_ir(source.path)
     stay = kept(named(model), keep_of(env.context, options.exclude))
     smoothed = _smooth(model, set(stay), source, options, env)
-    made, left = _quantize(model, sorted(stay), source, options, env)
+    feeds = _feeds(model, source, options, env)
+    made, left = _quantize(model, sorted(stay), feeds, options, env)
     done = smooth.note(smoothed)
     if smoothed and not _runs_as_written(made, source, env):
         # The engine's own transformations broke what the file says; seen where factors met a mean.
         model = read_ir(source.path)
-        made, left = _quantize(model, sorted(stay), source, options, env)
+        feeds = _feeds(model, source, options, env)
+        made, left = _quantize(model, sorted(stay), feeds, options, env)
         done = ["SmoothQuant was undone: OpenVINO computed something else with it"]
     scheme = scheme_of(env)
     require_conforming(openvino_violations(made, scheme), "quantize_static")
-    seen = widening(model, made, _feeds(model, source, options, env), env.context.threads)
+    seen = widening(model, made, feeds, env.context.threads)
     write_ir(made, env.work / source.entry, source)
     rows = requested(made, {**left, **stay})
     if not any(row["requested"] == "int8" for row in rows):
         why = [Refusal(row["layer"], row["reason"]) for row in rows]
         raise Unsupported("no layer was quantized", why, where="quantize_static")
     series = seen.series()
-    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method)]
-    notes += [str(_held(model, source, env, options.method))]
+    notes = [integers(scheme, ACTIVATIONS), *_replaced(options.method), str(feeds.held)]
     notes += [*convergence_note(series, seen.samples), *done]
     facts = {**source.facts, **_facts(source, rows, options, env, notes)}
     facts["quantization"].update(convergence_facts(series, seen.samples))
@@ -125,7 +126,7 @@ def _runs_as_written(model: Any, source: Artifact, env: Env) -> bool:
 
 
 def _quantize(
-    model: Any, ignored: list[str], source: Artifact, options: Any, env: Env
+    model: Any, ignored: list[str], data: _Feeds, options: Any, env: Env
 ) -> tuple[Any, dict[str, str]]:
     """`model` in INT8 with the branches that the data takes; why layers in others stay float."""
     total = min(options.samples, len(env.data["calibration"]))
@@ -135,7 +136,7 @@ def _quantize(
         made = _by_nncf(part, ignored, feeds, options, scheme_of(env).reduce_range)
         return made, quantize_branches(part, made, feeds, quantize, env.context.threads)
 
-    return quantize(model, _feeds(model, source, options, env))
+    return quantize(model, data)
 
 
 def _by_nncf(
@@ -239,15 +240,17 @@ def _held(model: Any, source: Artifact, env: Env, method: str) -> Held:
 
 def _feeds(model: Any, source: Artifact, options: Any, env: Env) -> _Feeds:
     """The calibration data, as many samples at once as their activations allow."""
-    samples = env.data["calibration"]
-    most = _held(model, source, env, options.method).samples
-    return _Feeds(samples, source, options.samples, most)
+    held = _held(model, source, env, options.method)
+    return _Feeds(env.data["calibration"], source, options.samples, held)
 
 
 class _Feeds:
-    """A fresh pass over the calibration feeds whenever NNCF asks."""
+    """A fresh pass over the calibration feeds whenever NNCF asks, in batches as `held` says."""
 
-    def __init__(self, samples: Any, source: Artifact, limit: int, most: int = BATCH) -> None:
+    def __init__(
+        self, samples: Any, source: Artifact, limit: int, held: Held | None = None
+    ) -> None:
+        self.held, most = held, BATCH if held is None else held.samples
         self._args = samples, source.inputs, limit, source.facts.get("bounds"), most
 
     def __iter__(self) -> Iterator[Any]:
