@@ -20,7 +20,7 @@ from compressor.sources.torch_io import call
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SAMPLES = 32  # of which a few hundred positions tell as much as eight times as many did
+SAMPLES = 32  # which every layer costs a pass over
 _LEAST = 1e-9
 
 
