@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from compressor.deadline import OutOfTime, Watched
 from compressor.env import Progress, StepEnv
-from compressor.memory import release
 from compressor.plan import PlannedStep
 from compressor.result import StepRecord
 from compressor.schema import to_json
 from compressor.steps import load_step, named_code, options_json
 from compressor.store import Store, Workplace, key_of
+from exporters._memory import release
 from exporters.base import Context, Samples, Step, Trial
 from runtimes.errors import BuildFailed, Unsupported
 from runtimes.host import facts

@@ -13,13 +13,13 @@ import numpy as np
 from compressor.bench import BenchPlan, BenchResult, Variant, bench
 from compressor.drift import drift
 from compressor.env import Progress
-from compressor.memory import release
 from compressor.metrics import Metric
 from compressor.recipe import MeasureSpec
 from compressor.result import Comparison, Drift, LayerRow, Score, Timing
 from compressor.stateful import RecurrentState, over_sequences
 from compressor.store import Store, key_of
 from compressor.validate import Evaluation, compare, evaluate
+from exporters._memory import release
 from exporters.base import Samples, batch_range, example_feeds
 from runtimes.base import Feeds, Outputs, load_runtime
 from runtimes.host import facts

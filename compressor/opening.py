@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compressor.env import Progress, split
-from compressor.memory import release
 from compressor.recipe import Recipe
 from compressor.result import DataRecord, StepRecord
 from compressor.schema import Problem, Problems
 from compressor.sources import SourceSpec, identify, open_source, source_factory
 from compressor.stateful import RecurrentState, Steps
 from compressor.store import Store, key_of
+from exporters._memory import release
 from exporters.base import Samples
 from runtimes.errors import CompressError
 from runtimes.types import Artifact, TensorSpec, canonical

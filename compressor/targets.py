@@ -11,7 +11,6 @@ from compressor.deadline import SPENT, Deadline, OutOfTime
 from compressor.diagnosis import diagnosed
 from compressor.engine import Engine
 from compressor.judging import Judge, timings_of
-from compressor.memory import release
 from compressor.package import coded_size
 from compressor.plan import PlannedRung, PlannedTarget
 from compressor.quantization.ledger import ledger
@@ -27,6 +26,7 @@ from compressor.result import (
 from compressor.shipping import Built, Outcome, choose, fails
 from compressor.steps import options_json
 from compressor.verdict import combine, judge
+from exporters._memory import release
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, Unsupported, UsageError
 from runtimes.types import Artifact

@@ -19,6 +19,7 @@ from exporters._check import (
     sizes_to_try,
 )
 from exporters._drop_in import require_drop_in
+from exporters._memory import release
 from exporters._onnx_cleanup import clean
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, normalise, save_model, specs
@@ -131,6 +132,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         given = env.scratch / "marked.onnx"
         _save_marked(proto, given)
         del proto  # OpenVINO holds the weights next
+        release()
         _write_ir(given, inputs, path, source, options, env)
     error, notes = _check(source, path, inputs, options, env)
     facts = _facts(source, path, error, notes, options)
@@ -235,6 +237,7 @@ def _check(
         tried, notes = _wanted(source, inputs, env)
     except ort_errors() as error:
         tried, notes = [], [f"not checked: ONNX Runtime cannot load the source ({error})"]
+    release()
     compiled, worst = compile_for_check(path, env.context.threads), Error()
     for sizes, feeds, want in tried:
         where = "to_openvino, " + ", ".join(f"{k}={v}" for k, v in sizes.items())

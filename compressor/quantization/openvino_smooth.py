@@ -15,6 +15,7 @@ import numpy as np
 from compressor.quantization.calibration import ChannelStatistics
 from compressor.quantization.openvino_ir import compiled_f32
 from compressor.quantization.smooth import INSERTED_GAIN, INSERTED_NOISE, Smoothed, best_factors
+from exporters._memory import release
 from runtimes.base import Feeds
 
 
@@ -87,11 +88,12 @@ def _channels(
     model: Any, groups: list[list[Any]], feeds: Iterator[Feeds]
 ) -> dict[str, ChannelStatistics]:
     """Statistics of what each group reads, by the name of its first layer."""
+    import openvino as ov
     from openvino import opset13 as ops
 
     copy = model.clone()
     by_name = {op.get_friendly_name(): op for op in copy.get_ordered_ops()}
-    outputs, first = [], len(copy.outputs)
+    outputs = []
     for layers in groups:
         source = by_name[layers[0].get_friendly_name()].input_value(0)
         rank = source.get_partial_shape().rank.get_length()
@@ -102,14 +104,14 @@ def _channels(
             ops.reduce_max(source, axes, False).output(0),
             ops.reduce_mean(square, axes, False).output(0),
         ]
-    copy.add_outputs(outputs)
-    compiled = compiled_f32(copy)
+    release()
+    compiled = compiled_f32(ov.Model(outputs, copy.get_sinks(), copy.get_parameters()))
     names = [layers[0].get_friendly_name() for layers in groups]
     found: dict[str, ChannelStatistics] = {}
     seen = 0
     for batch in feeds:
         count = len(next(iter(batch.values())))
-        values = [v.astype(np.float64) for v in list(compiled(dict(batch)).to_tuple())[first:]]
+        values = [v.astype(np.float64) for v in compiled(dict(batch)).to_tuple()]
         for i, name in enumerate(names):
             part = ChannelStatistics(*values[3 * i : 3 * i + 3])
             found[name] = part if name not in found else found[name].joined(part, seen, count)

@@ -19,7 +19,7 @@ MEASURED = """
 import json, re, sys
 from pathlib import Path
 import numpy as np
-from compressor.memory import release
+from exporters._memory import release
 from runtimes.types import Artifact
 from tests.compressor.quantization.helpers import apply
 from tests.step_env import ArraySamples
