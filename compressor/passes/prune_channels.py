@@ -3,7 +3,7 @@
 Which channels go together is read off a torch module (torch-pruning's dependency graph, proved by
 running; attention heads and the embedding's width too) or off an ONNX graph itself; which go is a
 matter of saliency, how many from where of the allocation, how many in all of `keep`: counted, or
-(of a module) as time measured on the target. A module's batch-norm statistics are re-estimated on
+as time measured on the target. A module's batch-norm statistics are re-estimated on
 data afterwards; `recover` then trains what is left. An ONNX graph is repaired without training:
 least squares on unlabelled data, layer by layer.
 """
@@ -82,7 +82,7 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     """
     found = source_refusals(source, "channels of {} cannot be removed", _MODULE_TOOLS)
     found += _misfits(source, options)
-    if source.format == "module" and not (options.on or context.target or _counted(options)):
+    if not (options.on or context.target or _counted(options)):
         why = "latency is measured on a target, and a shared list has none"
         found.append(
             Refusal("keep.latency", why, "set `on: <target>`, or move the step into one's")
@@ -103,9 +103,6 @@ def _misfits(source: Artifact, options: Options) -> list[Refusal]:
     if source.format == "onnx" and kind in ("taylor", "hessian"):
         why = f"{kind} needs gradients, which an ONNX graph has none of"
         found.append(Refusal("saliency", why, "use reconstruction, or give the torch module"))
-    if source.format == "onnx" and not _counted(options):
-        why = "channels of an ONNX graph are chosen by what is counted, not by time"
-        found.append(Refusal("keep.latency", why, "keep macs, or give the torch module"))
     return found
 
 

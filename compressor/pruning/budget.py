@@ -42,7 +42,7 @@ class Budget:
             raise UsageError(
                 "latency is no budget here", where=f"{where} keep {self}",
                 expected="one of " + ", ".join(get_args(Measure)),
-                fix="only prune_channels of a torch module measures while it chooses",
+                fix="only prune_channels measures while it chooses",
             )  # fmt: skip
         return self.measure
 

@@ -1,26 +1,24 @@
-"""Modules built for a target and timed side by side."""
+"""Models built for a target and timed side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from compressor.modules import reference_of, write_module
 from compressor.pruning.latency import Timer
-from compressor.pruning.plan import Subject
-from exporters.base import Env, batch_range, example_feeds
+from exporters.base import Env, Samples, batch_range, example_feeds
 from runtimes.base import Feeds, engine_of
 from runtimes.errors import BuildFailed
 from runtimes.types import Artifact
 
-if TYPE_CHECKING:
-    from torch import nn
+Write = Callable[[Any, Path], Artifact]  # a model, and the folder it goes into
 
-SECONDS = 5.0  # of timing for each module; the fewest rounds take about as long
+SECONDS = 5.0  # of timing for each model; the fewest rounds take about as long
 
 
-def clock(subject: Subject, env: Env, target: str | None) -> Timer:
-    """A timer of variants of `subject.module`, on the step's own target or `target`.
+def clock(env: Env, target: str | None, write: Write, data: Samples | None) -> Timer:
+    """A timer of models, on the step's own target or `target`.
 
     One call at the smallest batch is timed, in fresh processes, interleaved; it raises
     `BuildFailed` where a build does not run.
@@ -29,16 +27,16 @@ def clock(subject: Subject, env: Env, target: str | None) -> Timer:
 
     count = 0
 
-    def timer(modules: Sequence[nn.Module]) -> list[float]:
+    def timer(models: Sequence[Any]) -> list[float]:
         nonlocal count
         variants = []
-        for module in modules:
+        for model in models:
             count += 1
             env.progress(0.3, f"building and timing variant {count}")
-            made, device = env.built(_written(module, subject, env, count), target)
+            made, device = env.built(write(model, env.scratch / f"timed{count}"), target)
             variants.append(Variant(f"v{count}", made, engine_of(made), device))
-        batch, feeds = _least(variants[0].artifact, subject, env)
-        plan = BenchPlan("quick", (batch,), seed=subject.seed, cap_s=SECONDS)
+        batch, feeds = _smallest(variants[0].artifact, data, env)
+        plan = BenchPlan("quick", (batch,), seed=env.context.seed, cap_s=SECONDS)
         found = bench(variants, {batch: [feeds]}, plan)
         for variant in variants:
             if broken := found.failure(variant.name, batch):
@@ -48,16 +46,9 @@ def clock(subject: Subject, env: Env, target: str | None) -> Timer:
     return timer
 
 
-def _written(module: nn.Module, subject: Subject, env: Env, number: int) -> Artifact:
-    root = env.scratch / f"timed{number}"
-    factory = reference_of(env.reference) if env.reference.format == "module" else None
-    outputs = env.reference.outputs
-    return write_module(root, module, subject.inputs, outputs, factory=factory)
-
-
-def _least(made: Artifact, subject: Subject, env: Env) -> tuple[int, Feeds]:
+def _smallest(made: Artifact, data: Samples | None, env: Env) -> tuple[int, Feeds]:
     low, _ = batch_range(made.inputs, made.facts.get("bounds"))
-    if subject.data is not None and len(subject.data) >= low:
-        return low, subject.data.feeds(list(range(low)))
+    if data is not None and len(data) >= low:
+        return low, data.feeds(list(range(low)))
     free = {s.shape[0]: low for s in made.inputs if s.shape and isinstance(s.shape[0], str)}
-    return low, example_feeds(made.inputs, {**env.context.dims, **free}, subject.seed)
+    return low, example_feeds(made.inputs, {**env.context.dims, **free}, env.context.seed)

@@ -12,26 +12,22 @@ Latency-Saliency Knapsack" (NeurIPS 2022): not what is done here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from compressor.pruning import graph
 from compressor.pruning.budget import Budget
-from compressor.pruning.costs import CostModel, Term, cost_model
-from compressor.pruning.plan import Scope, Subject, choose
-from compressor.pruning.removal import remove
-from compressor.pruning.saliency import Saliency
+from compressor.pruning.costs import CostModel, Term
+from exporters.base import Env
 from runtimes.errors import Unsupported
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Timer = Callable[[Sequence["nn.Module"]], list[float]]  # modules → ns a call, timed side by side
-Removal = Mapping[str, Sequence[int]]
+Timer = Callable[[Sequence[Any]], list[float]]  # models → ns a call, timed side by side
+Removal = Mapping[str, Sequence[int]]  # group → channels of its root layer
+# (costs, what they may come to, the multiple of widths) → what goes, and notes
+Choose = Callable[[CostModel, float, int], tuple[Removal, list[str]]]
 
 UNIFORM = (0.75, 0.5, 0.25)  # fractions of every width that stay
 ALONE = 10  # groups that are halved by themselves
@@ -48,12 +44,31 @@ _LEAST = 0.02  # of the whole time, to aim at
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A module or graph in all the widths it may have.
+
+    Attributes:
+        whole: the untouched model.
+        groups: of channels that go together.
+        macs: what it costs without some of them, the prior of its time.
+        shrunk: a copy without the channels named.
+        choose: what goes.
+    """
+
+    whole: Any
+    groups: Sequence[graph.ChannelGroup]
+    macs: CostModel
+    shrunk: Callable[[Removal], Any]
+    choose: Choose
+
+
+@dataclass(frozen=True)
 class LatencyModel:
     """Nanoseconds of one call as a function of the channels removed from each group.
 
     Attributes:
         cost: the fitted sum of terms.
-        whole_ns: measured, of the untouched module's build.
+        whole_ns: measured, of the untouched model's build.
         fixed: share of it that no channel count changes, 0-1.
         error: median of the relative errors with which each build is predicted from the others.
         multiple: widths that are multiples of it waste nothing, as measured.
@@ -90,18 +105,17 @@ def learn(subject: Subject, timer: Timer, multiple: int, usual: int) -> LatencyM
     """Time builds of `subject` and fit their costs.
 
     Args:
-        subject: the module with its groups.
-        timer: builds modules for the target and times them.
+        subject: the model with its groups.
+        timer: builds models for the target and times them.
         multiple: of widths, where the user names one; 0 learns it.
         usual: the target's, where widths are too small to learn from.
     """
-    macs = cost_model(subject.module, subject.example, subject.groups, "macs")
-    tried = _plans(subject, macs)
+    tried = _plans(subject)
     steps = {} if multiple else _steps(subject)
     plans = [*tried, *steps.values()]
-    times = timer([subject.module, *(shrunk(subject, plan) for plan in plans)])
+    times = timer([subject.whole, *map(subject.shrunk, plans)])
     removed = [{}, *map(_counts, tried)]
-    cost, fixed, error = _fitted(macs.terms, removed, times[: len(removed)])
+    cost, fixed, error = _fitted(subject.macs.terms, removed, times[: len(removed)])
     stepped = dict(zip(steps, times[len(removed) :], strict=True))
     costs = {m: cost(_counts(plan)) for m, plan in steps.items()}
     best = _least(stepped, costs) if steps else multiple or usual
@@ -112,15 +126,9 @@ def _counts(removal: Removal) -> dict[str, int]:
     return {group: len(gone) for group, gone in removal.items()}
 
 
-def shrunk(subject: Subject, removal: Removal) -> nn.Module:
-    """A copy without these channels."""
-    smaller = copy.deepcopy(subject.module)
-    remove(smaller, subject.groups, removal)
-    return smaller
-
-
-def _plans(subject: Subject, macs: CostModel) -> list[dict[str, list[int]]]:
+def _plans(subject: Subject) -> list[dict[str, list[int]]]:
     """What is removed in each build that the model is fitted to."""
+    macs = subject.macs
     saved = {g.name: macs({}) - macs({g.name: g.width // 2}) for g in subject.groups}
     ranked = sorted(subject.groups, key=lambda g: -saved[g.name])
     plans = [{g.name: _first(g, share, 8) for g in subject.groups} for share in UNIFORM]
@@ -189,7 +197,7 @@ def _fitted(
 
 @dataclass(frozen=True)
 class Met:
-    """Channels whose removal brings a module's build to the time asked for.
+    """Channels whose removal brings a model's build to the time asked for.
 
     Attributes:
         removal: group → channels of its root layer.
@@ -203,16 +211,7 @@ class Met:
     notes: list[str]
 
 
-def meet(
-    subject: Subject,
-    scores: Saliency,
-    budget: Budget,
-    model: LatencyModel,
-    timer: Timer,
-    *,
-    scope: Scope,
-    floor: float,
-) -> Met:
+def meet(subject: Subject, budget: Budget, model: LatencyModel, timer: Timer) -> Met:
     """Choose by the model, time what comes out, correct the aim; the slowest that meets the budget.
 
     Raises `UsageError` where no widths meet it, `Unsupported` where the model did not lead there.
@@ -221,11 +220,8 @@ def meet(
     aim, want = limit, limit / model.whole_ns
     found: list[Met] = []
     for _ in range(_AIMS):
-        removal, notes = choose(
-            subject, scores, budget, model.cost, aim,
-            scope=scope, floor=floor, multiple=model.multiple,
-        )  # fmt: skip
-        before, after = timer([subject.module, shrunk(subject, removal)])
+        removal, notes = subject.choose(model.cost, aim, model.multiple)
+        before, after = timer([subject.whole, subject.shrunk(removal)])
         found.append(Met(removal, before, after, notes))
         share = after / before
         if _NEAR * want <= share <= TOLERATED * want:
@@ -241,3 +237,26 @@ def meet(
         f"the time, {want:.0%} were asked for: {model.note()}",
         where=f"prune_channels keep {budget}",
     )
+
+
+def pruned_to_time(
+    subject: Subject, budget: Budget, timer: Timer, multiple: int, env: Env
+) -> tuple[Removal, list[str], dict[str, Any]]:
+    """What goes so that the target takes the time asked for, notes, and facts of the artifact."""
+    learned = learn(subject, timer, multiple, env.context.width_multiple)
+    env.progress(0.6, learned.note())
+    met = meet(subject, budget, learned, timer)
+    told = (
+        f"latency {met.before_ns / 1e6:.3g} → {met.after_ns / 1e6:.3g} ms, "
+        f"{met.before_ns / met.after_ns:.2f} times as fast"
+    )
+    measured = {
+        "before_ns": round(met.before_ns),
+        "after_ns": round(met.after_ns),
+        "fixed": round(learned.fixed, 3),
+        "error": round(learned.error, 4),
+        "multiple": learned.multiple,
+        "builds": learned.builds,
+    }
+    facts = {"latency": measured, "not_reproducible": "prune_channels chose by measured times"}
+    return met.removal, [*met.notes, learned.note(), told], facts

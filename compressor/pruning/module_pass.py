@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from compressor.modules import load_module, reference_of, write_module
@@ -83,24 +85,36 @@ def _chosen(
             scope=scope, floor=options.floor, multiple=options.multiple or usual,
         )  # fmt: skip
         return chosen, notes, {}
-    timer = clock(subject, env, options.on or None)
-    learned = latency.learn(subject, timer, options.multiple, usual)
-    env.progress(0.6, learned.note())
-    met = latency.meet(subject, scores, budget, learned, timer, scope=scope, floor=options.floor)
-    told = (
-        f"latency {met.before_ns / 1e6:.3g} → {met.after_ns / 1e6:.3g} ms, "
-        f"{met.before_ns / met.after_ns:.2f} times as fast"
+    timed = timed_subject(subject, scores, budget, scope=scope, floor=options.floor)
+    timer = clock(env, options.on or None, partial(_written, subject, env), subject.data)
+    return latency.pruned_to_time(timed, budget, timer, options.multiple, env)
+
+
+def timed_subject(
+    subject: Subject, scores: saliency.Saliency, budget: Budget, *, scope: Scope, floor: float
+) -> latency.Subject:
+    """`subject` for a budget in time."""
+
+    def shrunk(removal: latency.Removal) -> Any:
+        smaller = copy.deepcopy(subject.module)
+        remove(smaller, subject.groups, removal)
+        return smaller
+
+    return latency.Subject(
+        subject.module,
+        subject.groups,
+        costs.cost_model(subject.module, subject.example, subject.groups, "macs"),
+        shrunk,
+        lambda model, limit, multiple: choose(
+            subject, scores, budget, model, limit, scope=scope, floor=floor, multiple=multiple
+        ),
     )
-    measured = {
-        "before_ns": round(met.before_ns),
-        "after_ns": round(met.after_ns),
-        "fixed": round(learned.fixed, 3),
-        "error": round(learned.error, 4),
-        "multiple": learned.multiple,
-        "builds": learned.builds,
-    }
-    facts = {"latency": measured, "not_reproducible": "prune_channels chose by measured times"}
-    return met.removal, [*met.notes, learned.note(), told], facts
+
+
+def _written(subject: Subject, env: Env, module: Any, root: Path) -> Artifact:
+    factory = reference_of(env.reference) if env.reference.format == "module" else None
+    outputs = env.reference.outputs
+    return write_module(root, module, subject.inputs, outputs, factory=factory)
 
 
 def _facts(

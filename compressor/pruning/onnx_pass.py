@@ -6,15 +6,17 @@ and how the rest makes up for it come from calibration data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compressor.macs import by_node
-from compressor.pruning import allocate, saliency
-from compressor.pruning.budget import Budget, parse_budget
+from compressor.pruning import allocate, latency, saliency
+from compressor.pruning.budget import LATENCY, Budget, parse_budget
+from compressor.pruning.clock import clock
 from compressor.pruning.costs import CostModel, Measure
 from compressor.pruning.effects import data_of
 from compressor.pruning.onnx_data import LEAST, Parts, batch_for, enough, parts, seen_shapes
@@ -28,6 +30,7 @@ from compressor.pruning.onnx_units import Trace
 from compressor.pruning.outcome import left, of_original
 from compressor.pruning.plan import Kind, Scope, fitted, resolve
 from compressor.quantization.blas import one_blas_thread
+from exporters._onnx_graph import count_parameters, load_model, save_model
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
 from runtimes.base import Feeds
@@ -57,6 +60,10 @@ class Job:
         """Of one sample."""
         return sum(c for _, c in by_node(self.model.graph, self.shapes)) / self.samples
 
+    def cost(self, measure: Measure) -> CostModel:
+        """How `measure` depends on what is removed."""
+        return cost_model(self.model, self.trace, self.groups, self.shapes, measure, self.samples)
+
 
 @one_blas_thread()
 def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
@@ -67,7 +74,6 @@ def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
     channels would change more than those channels.
     """
     from exporters._drop_in import require_drop_in
-    from exporters._onnx_graph import count_parameters, load_model, save_model
 
     budget = parse_budget(options.keep)
     model = load_model(source.path)
@@ -76,15 +82,15 @@ def run_onnx(source: Artifact, options: Any, env: Env) -> Artifact:
     job, left_alone = _job(model, source, options, env)
     aim = _aim(job, options, budget)
     seen = _readers(job, options)
-    chosen, notes = _choose(job, seen, options, aim)
-    gone = {g.roots[i] for g in job.groups for i in chosen.get(g.name, ())}
+    chosen, notes, timed = _choose(job, source, seen, options, aim)
+    gone = _roots(job, chosen)
     made, more = _made(job, seen, gone, options)
     drop_zero_biases(made, biases)
     join_constants(made, copies)
     check_model(made)
     save_model(made, env.work / source.entry)
     after = count_parameters(made)
-    facts = _facts(source, job, chosen, (before, after))
+    facts = _facts(source, job, chosen, (before, after)) | timed
     was: Mapping[Measure, int] = {"macs": facts["macs_before"], "params": before}
     now: Mapping[Measure, int] = {"macs": facts["macs"], "params": after}
     told = f"{left(was, now)}; channels removed in {len(facts['removed'])} layers"
@@ -116,8 +122,6 @@ class _Aim:
     """What to come down to, and by what."""
 
     budget: Budget
-    cost: CostModel
-    limit: float
     kind: Kind
     scope: Scope
 
@@ -132,31 +136,68 @@ def _aim(job: Job, options: Any, budget: Budget) -> _Aim:
             where="prune_channels",
             fix="give data.calibration, or use saliency: l2",
         )
-    measure = budget.counted("prune_channels of an ONNX graph:")
-    cost = cost_model(job.model, job.trace, job.groups, job.shapes, measure, job.samples)
-    return _Aim(budget, cost, budget.limit(cost({})), kind, scope)
+    if budget.measure != LATENCY:
+        budget.limit(job.cost(budget.measure)({}))
+    return _Aim(budget, kind, scope)
 
 
 def _choose(
-    job: Job, seen: Readers, options: Any, aim: _Aim
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Group name → its channels that go, and notes."""
-    multiple = options.multiple or job.env.context.width_multiple
-    if aim.kind == "reconstruction":
+    job: Job, source: Artifact, seen: Readers, options: Any, aim: _Aim
+) -> tuple[latency.Removal, list[str], dict[str, Any]]:
+    """Group name → its channels that go, notes, and what was measured for it."""
+    ladders_of, how = _ladders(job, seen, options, aim.kind)
+
+    def choose(
+        cost: CostModel, limit: float, multiple: int
+    ) -> tuple[dict[str, list[int]], list[str]]:
+        return fitted(cost, ladders_of, aim.budget, limit, scope=aim.scope, multiple=multiple)
+
+    if aim.budget.measure == LATENCY:
+        chosen, notes, facts = _timed(job, source, choose, options, aim.budget)
+        return chosen, [how, *notes], facts
+    cost, usual = job.cost(aim.budget.measure), job.env.context.width_multiple
+    found, notes = choose(cost, aim.budget.limit(cost({})), options.multiple or usual)
+    return found, [how, *notes], {}
+
+
+def _timed(
+    job: Job, source: Artifact, choose: latency.Choose, options: Any, budget: Budget
+) -> tuple[latency.Removal, list[str], dict[str, Any]]:
+    """By time measured on the target; graphs are timed before they are repaired."""
+
+    def write(model: Any, root: Path) -> Artifact:
+        root.mkdir()
+        save_model(model, root / source.entry)
+        return Artifact.write(
+            root, source.format, source.entry, source.inputs, source.outputs, source.facts
+        )
+
+    shrunk = lambda removal: removed(job.model, job.trace, _roots(job, removal))  # noqa: E731
+    groups = [g.channels for g in job.groups]
+    subject = latency.Subject(job.model, groups, job.cost("macs"), shrunk, choose)
+    timer = clock(job.env, options.on or None, write, data_of(job.env))
+    return latency.pruned_to_time(subject, budget, timer, options.multiple, job.env)
+
+
+def _roots(job: Job, chosen: latency.Removal) -> set[int]:
+    return {g.roots[i] for g in job.groups for i in chosen.get(g.name, ())}
+
+
+def _ladders(
+    job: Job, seen: Readers, options: Any, kind: Kind
+) -> tuple[Callable[[int], list[allocate.Ladder]], str]:
+    """What each group loses at widths that are multiples of a number, and how that was found."""
+    if kind == "reconstruction":
         found = _curves(job, seen, options)
-        made = lambda step: [_ladder(g, found[g.name], step, options.floor) for g in job.groups]  # noqa: E731
         how = "saliency: error of the outputs after reconstruction"
-    else:
-        scores = _scores(job, aim.kind)
-        made = lambda step: [  # noqa: E731
-            allocate.ladder(g.channels, scores[g.name], step, options.floor) for g in job.groups
-        ]
-        what = "random, a control" if aim.kind == "random" else f"{aim.kind} of the weights"
-        how = f"saliency: {what}"
-    chosen, notes = fitted(
-        aim.cost, made, aim.budget, aim.limit, scope=aim.scope, multiple=multiple
-    )
-    return chosen, [how, *notes]
+        return lambda step: [
+            _ladder(g, found[g.name], step, options.floor) for g in job.groups
+        ], how
+    scores = _scores(job, kind)
+    what = "random, a control" if kind == "random" else f"{kind} of the weights"
+    return lambda step: [
+        allocate.ladder(g.channels, scores[g.name], step, options.floor) for g in job.groups
+    ], f"saliency: {what}"
 
 
 def _scores(job: Job, kind: Kind) -> saliency.Saliency:
@@ -296,7 +337,7 @@ def _alike(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> bool:
 
 
 def _facts(
-    source: Artifact, job: Job, chosen: Mapping[str, Sequence[int]], parameters: tuple[int, int]
+    source: Artifact, job: Job, chosen: latency.Removal, parameters: tuple[int, int]
 ) -> dict[str, Any]:
     lost: dict[str, list[int]] = {}
     for group in job.groups:
@@ -305,7 +346,7 @@ def _facts(
             own = {o for o, r in zip(m.own, m.root, strict=True) if r in gone}
             if own:
                 lost[m.layer] = sorted({*lost.get(m.layer, []), *own})
-    cost = cost_model(job.model, job.trace, job.groups, job.shapes, "macs", job.samples)
+    cost = job.cost("macs")
     counts = {name: len(gone) for name, gone in chosen.items()}
     kept = {k: v for k, v in source.facts.items() if k not in ("notes", "removed")}
     return {

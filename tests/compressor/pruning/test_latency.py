@@ -14,19 +14,25 @@ import compressor
 from compressor.pruning import costs, latency, saliency
 from compressor.pruning.budget import parse_budget
 from compressor.pruning.graph import find_groups
+from compressor.pruning.module_pass import timed_subject
 from compressor.pruning.plan import Subject
 from compressor.pruning.select import removable
 from runtimes.errors import Unsupported, UsageError
+from tests import models
 from tests import small_modules as sm
 
 FIXED = 40_000.0
 
 
-def subject(name: str = "separable") -> Subject:
-    module = sm.build(name)
-    example = [torch.from_numpy(sm.feeds(name, 2))]
+def subject(name: str = "separable", budget: Any = "50%") -> latency.Subject:
+    return of_module(sm.build(name), [torch.from_numpy(sm.feeds(name, 2))], budget)
+
+
+def of_module(module: Any, example: Any, budget: Any = "50%") -> latency.Subject:
     groups, _ = removable(module, example, find_groups(module, example))
-    return Subject(module, example, groups, sm.CASES[name][1], None, 0)
+    scores = saliency.random(groups, 0)
+    given, wanted = Subject(module, example, groups, [], None, 0), parse_budget({"latency": budget})
+    return timed_subject(given, scores, wanted, scope="global", floor=0.1)
 
 
 def known(modules: Sequence[Any], per_mac: float = 0.5, fixed: float = FIXED) -> list[float]:
@@ -54,14 +60,12 @@ def test_the_fitted_model_predicts_widths_it_has_not_seen() -> None:
     assert learned.multiple == 8
     for group in given.groups:
         gone = list(range(group.width // 4))
-        (true,) = known([latency.shrunk(given, {group.name: gone})])
+        (true,) = known([given.shrunk({group.name: gone})])
         assert learned.cost({group.name: len(gone)}) == pytest.approx(true, rel=0.05)
 
 
 def test_the_multiple_is_the_least_that_wastes_nothing() -> None:
-    module, example = wide_net(2), [torch.zeros(2, 3, 24, 24)]
-    groups, _ = removable(module, example, find_groups(module, example))
-    given = Subject(module, example, groups, [], None, 0)
+    given = of_module(wide_net(2), [torch.zeros(2, 3, 24, 24)])
     assert latency.learn(given, of_step(1), 0, 4).multiple == 4
     assert latency.learn(given, of_step(16), 0, 4).multiple == 16
     assert latency.learn(given, of_step(16), 3, 4).multiple == 3
@@ -76,20 +80,18 @@ def test_what_channels_cannot_change_is_said() -> None:
     assert "does not depend" not in free.note()
 
 
-@pytest.mark.parametrize("budget", [{"latency": "60%"}, {"latency": 0.8}])
+@pytest.mark.parametrize("budget", ["60%", 0.8])
 def test_the_budget_is_met_by_measured_time(budget: Any) -> None:
-    given = subject()
-    scores = saliency.random(given.groups, 0)
+    given = subject(budget=budget)
     learned = latency.learn(given, known, 4, 4)
-    wanted = parse_budget(budget)
-    met = latency.meet(given, scores, wanted, learned, known, scope="global", floor=0.1)
+    wanted = parse_budget({"latency": budget})
+    met = latency.meet(given, wanted, learned, known)
     share = met.after_ns / met.before_ns
     assert 0.9 * wanted.value < share <= latency.TOLERATED * wanted.value
 
 
 def test_a_device_unlike_its_model_corrects_the_aim_or_is_refused() -> None:
-    given = subject()
-    scores = saliency.random(given.groups, 0)
+    given = subject(budget="80%")
     learned = latency.learn(given, known, 4, 4)
 
     def slower(modules: Sequence[Any]) -> list[float]:
@@ -97,12 +99,12 @@ def test_a_device_unlike_its_model_corrects_the_aim_or_is_refused() -> None:
         return [whole, *(0.5 * (whole + x) for x in rest)]
 
     budget = parse_budget({"latency": "80%"})
-    met = latency.meet(given, scores, budget, learned, slower, scope="global", floor=0.1)
+    met = latency.meet(given, budget, learned, slower)
     assert met.after_ns <= latency.TOLERATED * 0.8 * met.before_ns
     stuck = [lambda ms: [1e6] * len(ms), lambda ms: [1e6, 0.99e6][: len(ms)]]
     for timer in stuck:
         with pytest.raises((Unsupported, UsageError), match=r"of the time, 80% were|cannot be met"):
-            latency.meet(given, scores, budget, learned, timer, scope="global", floor=0.1)
+            latency.meet(given, budget, learned, timer)
 
 
 def test_budgets_in_time() -> None:
@@ -154,6 +156,29 @@ def test_on_a_real_engine_the_pruned_build_takes_the_time_asked_for(
     assert any(note.startswith("latency model of") for note in step.notes)
     assert candidate.timings[0].speedup > 1.5
     assert candidate.parameters < 0.8 * result.record.reference.parameters
+
+
+@pytest.mark.slow
+def test_a_graph_is_pruned_to_a_time_without_its_source(tmp_path: Any) -> None:
+    given = models.convnet(width=64)
+    path = models.save(given, tmp_path / "model.onnx")
+    prune = {"keep": {"latency": "60%"}, "on": "onnxruntime", "samples": 128}
+    recipe: dict[str, Any] = {
+        "model": {"source": str(path)},
+        "steps": [{"prune_channels": prune}],
+        "targets": {"onnxruntime": {"steps": ["to_onnxruntime"]}},
+        "gates": ["agreement>=0%", "sqnr>=-30dB", "speedup>=0.5"],
+        "measure": {"effort": "quick"},
+    }
+    data = models.feeds(given, batch=192)
+    result = compressor.compress(None, recipe, out=tmp_path / "out", calibration=data)
+    target = result.record.target("onnxruntime")
+    (candidate,) = [c for c in target.candidates if c.role == "candidate"]
+    (step,) = [s for s in result.record.steps if s.step == "prune_channels"]
+    assert any(note.startswith("latency model of") for note in step.notes)
+    assert any("re-solved by least squares" in note for note in step.notes)
+    assert candidate.timings[0].speedup > 1.3
+    assert candidate.macs < 0.8 * result.record.reference.macs
 
 
 def test_latency_needs_a_target(tmp_path: Any) -> None:
