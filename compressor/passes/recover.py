@@ -38,7 +38,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 4
+REV = 5
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
@@ -56,7 +56,8 @@ class Options:
         batch: samples a step.
         lr: highest learning rate (AdamW, one cycle).
         decay: weight decay.
-        patience: epochs without improvement on the held-out samples before it stops.
+        patience: epochs without improvement on the held-out samples before it stops, in the second
+            half only: a plateau at the high learning rate of the first is no reason to.
         held_out: fraction of the training data that only chooses the best weights.
         precision: `auto` computes in bfloat16 where the processor multiplies it faster.
         features: inner tensors to draw towards the original's as well: a number of them, found

@@ -25,7 +25,7 @@ from exporters.base import Context, Env, Refusal, installed
 from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
-REV = 3
+REV = 4
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "same"
 NEEDS = frozenset({"training"})
@@ -46,7 +46,8 @@ class Options:
         steps: instead of both, the number of optimizer steps.
         batch: samples a step.
         lr: highest learning rate (AdamW, one cycle), relative to the size of the weights.
-        patience: epochs without improvement on the held-out samples before it stops.
+        patience: epochs without improvement on the held-out samples before it stops, in the second
+            half only: a plateau at the high learning rate of the first is no reason to.
         held_out: fraction of the training data that only chooses the best weights.
         method: how activation ranges are found first, as in `quantize_static`.
         samples: calibrate on at most this many.

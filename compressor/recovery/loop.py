@@ -44,7 +44,7 @@ class Schedule:
         batch: samples a step.
         peak: highest learning rate of the cycle.
         decay: weight decay of AdamW.
-        patience: epochs without a better held-out loss before training stops.
+        patience: epochs without a better held-out loss before training stops; see `over`.
         seed: of every random choice.
         bfloat16: compute in bfloat16 where torch's autocast allows it.
     """
@@ -64,6 +64,15 @@ class Schedule:
             return self.peak * (step + 1) / warm
         turn = (step - warm) / max(1, self.steps - warm)
         return self.peak * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * turn)))
+
+    def over(self, state: State) -> bool:
+        """Whether all steps are done, or nothing has become better for long.
+
+        A plateau in the first half is of the high rate: what it gains shows when the rate falls.
+        Epochs of few steps say little: a tenth of all must have passed too.
+        """
+        late = state.step > self.steps // 2 and state.step - state.best_step >= self.steps // 10
+        return state.step >= self.steps or (late and state.stale >= self.patience)
 
 
 @dataclass
@@ -115,7 +124,7 @@ def train(task: Task, schedule: Schedule, folder: Path, progress: Progress) -> S
         best = _copy(task.student)
     per_epoch = max(1, len(task.train) // schedule.batch)
     clock, order = _Clock(schedule.steps, state.step), np.zeros(0, np.int64)
-    while state.step < schedule.steps and state.stale < schedule.patience:
+    while not schedule.over(state):
         epoch, place = divmod(state.step, per_epoch)
         if place == 0 or not order.size:
             order = np.random.default_rng([schedule.seed, epoch]).permutation(task.train)

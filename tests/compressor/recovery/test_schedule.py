@@ -61,3 +61,15 @@ def test_the_pace_tells_the_teacher_from_the_student(keep, tmp_path, monkeypatch
     else:
         assert pace.teacher == 0
         assert pace.step >= 0.12
+
+
+def test_a_plateau_ends_training_only_where_the_rate_falls() -> None:
+    schedule = loop.Schedule(
+        steps=100, batch=8, peak=1e-3, decay=0, patience=3, seed=0, bfloat16=False
+    )
+    flat = [1.0] + [2.0] * 9
+    assert not schedule.over(loop.State(step=50, best_step=5, history=flat))
+    assert schedule.over(loop.State(step=51, best_step=5, history=flat))
+    assert not schedule.over(loop.State(step=60, best_step=55, history=flat))  # epochs of one step
+    assert not schedule.over(loop.State(step=99, best_step=5, history=flat[::-1]))
+    assert schedule.over(loop.State(step=100, best_step=100, history=flat[::-1]))
