@@ -18,7 +18,7 @@ from exporters.base import Context, Env, StepSpec, where_installed
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 8
+REV = 9
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})

@@ -15,7 +15,7 @@ from exporters.base import Context, Env, where_installed
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 9
+REV = 10
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})

@@ -20,6 +20,7 @@ from exporters._onnx_graph import fixed_batch, graphs, reads
 
 COPIES = 3
 HELD_BYTES = 256 << 20  # of activations that NNCF looks at together
+LIVE_BYTES = 48 << 20  # of activations that live together in ONNX Runtime
 # Times over that NNCF holds a batch's activations; it reduces by `minmax` inside of the engine.
 _TIMES = {"minmax": 1, "mse": 2, "entropy": 2, "percentile": 3}
 _IN_PLACE = frozenset({"Relu", "Clip", "Add", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "LeakyRelu"})
@@ -31,7 +32,8 @@ class Held:
 
     Attributes:
         samples: of a batch.
-        activations: what a batch of them makes and is not yet freed.
+        activations: what a batch of them makes and is not yet freed, and what one convolution
+            unfolds of a sample.
         histograms: those of the methods that clip, with the activations held to fill them.
         copies: of the model: as it was, in the engine, and as it becomes.
         unknown: tensors whose size cannot be told, which are not counted.
@@ -72,15 +74,19 @@ def held(model: Any, dims: Mapping[str, int], method: str, target: str) -> Held:
     graph = inferred(model, dims).graph
     sizes = _sizes(graph, {tensor.name for tensor in model.graph.initializer})
     unknown = sum(name not in sizes for node in graph.node for name in node.output if name)
-    batch = fixed_batch(model) or most
     weights = sum(len(t.raw_data) for graph in graphs(model.graph) for t in graph.initializer)
     if target == "openvino":
-        return held_by_nncf(sizes.values(), batch, method, weights, unknown)
+        most = fixed_batch(model) or most
+        return held_by_nncf(sizes.values(), most, method, weights, unknown)
+    live = _peak(graph, sizes)
+    batch = fixed_batch(model) or max(1, min(most, LIVE_BYTES // max(1, live)))
     histograms = 0
     if method != "minmax":
-        histograms = max(BUDGET, batch * max(sizes.values(), default=0)) + 8 * BINS * len(sizes)
-        histograms = min(histograms, batch * sum(sizes.values()) + 8 * BINS * len(sizes))
-    return Held(batch, batch * _peak(graph, sizes), histograms, COPIES * weights, unknown)
+        largest = batch * max(sizes.values(), default=0)
+        looked_at = min(max(BUDGET, largest), batch * sum(sizes.values()))
+        histograms = looked_at + largest + 8 * BINS * len(sizes)  # one is copied to be counted
+    held_at_once = batch * live + _unfolded(graph)
+    return Held(batch, held_at_once, histograms, COPIES * weights, unknown)
 
 
 def held_by_nncf(sizes: Iterable[int], most: int, method: str, weights: int, unknown: int) -> Held:
@@ -99,6 +105,17 @@ def _sizes(graph: Any, weights: set[str]) -> dict[str, int]:
     given = {value.name for value in graph.input} - weights
     shapes = shapes_of(graph)
     return {n: 4 * math.prod(shapes[n]) for n in sorted(computed | given) if n in shapes}
+
+
+def _unfolded(graph: Any) -> int:
+    """The most bytes that a convolution makes of one sample to compute it as a matrix product."""
+    shapes = shapes_of(graph)
+    found = [0]
+    for node in graph.node:
+        weight, made = shapes.get(node.input[1]) if node.op_type == "Conv" else None, node.output[0]
+        if weight is not None and made in shapes and math.prod(weight[2:]) > 1:
+            found.append(4 * math.prod(weight[1:]) * math.prod(shapes[made][2:]))
+    return max(found)
 
 
 def _peak(graph: Any, sizes: Mapping[str, int]) -> int:

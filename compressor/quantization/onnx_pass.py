@@ -15,6 +15,7 @@ from compressor.quantization.onnx_branches import LAYERS, branches
 from compressor.quantization.onnx_static import Quantized, planned, quantize
 from compressor.result import INTEGERS
 from exporters._drop_in import require_drop_in
+from exporters._memory import release
 from exporters._onnx_graph import (
     MICROSOFT,
     STANDARD_DOMAINS,
@@ -83,6 +84,7 @@ def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     model, samples = load_model(source.path), env.data["calibration"]
     total = min(options.samples, len(samples))
     memory = held(model, env.context.dims, options.method, "onnxruntime")
+    release()
     made = quantize(
         model,
         scheme_of(env.context),

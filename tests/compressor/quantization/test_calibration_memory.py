@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.quantization.calibration_memory import Held, held
+from compressor.quantization.calibration_memory import LIVE_BYTES, Held, held
 from tests import models
 from tests.compressor.quantization.helpers import prepared
 from tests.layers.tree import ROOT
@@ -79,7 +79,7 @@ def test_activations_count_as_they_live() -> None:
     plane = 4 * 32 * 32 * 16
     assert found.samples == 16
     assert found.unknown == 0
-    assert found.activations == 16 * (3 * plane + 4 * 32 * 32)
+    assert found.activations == 16 * (3 * plane + 4 * 32 * 32) + 9 * plane
     clipped = held(model, {}, "entropy", "onnxruntime")
     assert clipped.activations == found.activations
     assert clipped.histograms > 0
@@ -89,7 +89,10 @@ def test_an_if_is_calibrated_a_sample_at_a_time() -> None:
     assert held(models.if_subgraph(), {}, "minmax", "openvino").samples == 1
 
 
-def test_nncf_sees_fewer_samples_where_they_are_large() -> None:
+def test_large_samples_go_in_smaller_batches() -> None:
     model = models.convnet(size=512, width=64)
+    found = held(models.convnet(size=128, width=64), {}, "minmax", "onnxruntime")
+    assert 1 < found.samples < 16
+    assert found.activations <= LIVE_BYTES + 9 * 4 * 128 * 128 * 64
     assert held(model, {}, "minmax", "openvino").samples < 3
-    assert held(model, {}, "minmax", "onnxruntime").samples == 16
+    assert held(model, {}, "minmax", "onnxruntime").samples == 1
