@@ -14,6 +14,7 @@ from compressor.shapes import resolve_shapes
 from compressor.steps import check_targets, load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
 from compressor.zeros import makes_zeros, of_package, size_warnings
+from exporters._memory import trim
 from exporters.base import Context, QuantScheme, StepSpec, Target
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, MissingTool, UsageError
@@ -269,6 +270,7 @@ class _Planner:
             return  # a module that was exported on the way is looked at once it is
         for refusal in module.refusals(source, step.options, step.context):
             self._problem(f"{step.where}: {refusal.where}", refusal.why, fix=refusal.fix, code=4)
+        trim()  # a refusal may have read a large model
 
     def _wrong_format(self, name: str, fmt: str, accepts: frozenset[str], where: str) -> None:
         fix = "move it before the step that changed the format"

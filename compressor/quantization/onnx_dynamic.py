@@ -20,6 +20,7 @@ from compressor.quantization.onnx_weights import attribute
 from exporters._drop_in import require_drop_in
 from exporters._onnx_graph import OPSET, graphs, load_model, opset_of, save_model
 from exporters._onnx_opset import upgrade_opset
+from exporters._onnx_session import without_weights
 from exporters.base import Context, Env
 from runtimes.errors import Refusal, UsageError
 from runtimes.types import Artifact
@@ -94,7 +95,7 @@ def _single_steps(model: Any) -> set[str]:
     """Tensors of rank 3 whose first axis is 1: sequences of one step."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     shapes = {
         value.name: value.type.tensor_type.shape.dim
         for value in [*inferred.input, *inferred.value_info]
