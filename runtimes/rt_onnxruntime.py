@@ -25,6 +25,7 @@ from runtimes.types import Artifact, TensorSpec
 FORMATS = frozenset({"onnx", "onnxruntime"})
 _PROFILED_RUNS = 5
 _DUMPED_BYTES = 500_000_000  # of larger models the executed graph is not written out
+_WEIGHTS_APART = "session.optimized_model_external_initializers_file_name"
 _HOLDING = ("If", "Loop", "Scan")
 _Event = Dict[str, Any]
 
@@ -121,6 +122,7 @@ def layer_precisions(
         executed = Path(folder) / "executed.onnx"
         if artifact.size_bytes < _DUMPED_BYTES:  # the engine's own graph: who converts for whom
             options.optimized_model_filepath = str(executed)
+            options.add_session_config_entry(_WEIGHTS_APART, "weights")  # or they are copied
         engine = _load(artifact, options, device)
         check_feeds(artifact.inputs, feeds)
         for _ in range(_PROFILED_RUNS):
