@@ -1,9 +1,9 @@
 """The one error of this package; its exit code says who must act.
 
-    2  usage: a flag, a file or folder that is not there
-    4  this machine: no driver, no TensorRT, a version or GPU that the bundle was not made for
-    5  the parser, the builder or the engine gave up, memory or the time limit ran out
-    7  damaged files (digests, schema, a plan), or numbers other than the reference's
+2  usage: a flag, a file or folder that is not there
+4  this machine: no driver, no TensorRT, a version or GPU that the bundle was not made for
+5  the parser, the builder or the engine gave up, memory or the time limit ran out
+7  damaged files (digests, schema, a plan), or numbers other than the reference's
 """
 
 from __future__ import annotations
