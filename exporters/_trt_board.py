@@ -8,11 +8,9 @@ from pathlib import Path
 LAUNCHER = '''\
 """Build, check and time the TensorRT engine of this bundle: python build_engine.py --help."""
 
-import sys
+from trt.main import entry
 
-from trt.main import main
-
-sys.exit(main())
+entry()
 '''
 
 

@@ -91,7 +91,7 @@ def parse(trt: Any, network: Any, log: Log, model: str) -> None:
     if parser.parse_from_file(model):
         return
     found = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-    shown = found[:8] + (["… and %d more" % (len(found) - 8)] if len(found) > 8 else [])
+    shown = found[:8] + ([f"… and {len(found) - 8} more"] if len(found) > 8 else [])
     raise TrtError(
         "the ONNX parser refuses it:\n  " + "\n  ".join(shown or [log.last()]),
         FAILED,
@@ -155,7 +155,7 @@ def _dla(trt: Any, config: Any, builder: Any, core: int) -> List[str]:
 
 
 def add_profile(
-    trt: Any, network: Any, config: Any, builder: Any, specs: Sequence[Mapping[str, Any]]
+    network: Any, config: Any, builder: Any, specs: Sequence[Mapping[str, Any]]
 ) -> None:
     """One optimisation profile from `min`, `opt` and `max` of the bundle's inputs."""
     by_name = {spec["name"]: spec for spec in specs}

@@ -33,7 +33,7 @@ def build(job: Mapping[str, Any]) -> Dict[str, Any]:
     for name in api.precision_flags(trt, job["precision"]):
         api.set_flag(trt, config, name)
     notes = api.configure(trt, config, builder, job["builder"])
-    api.add_profile(trt, network, config, builder, job["inputs"])
+    api.add_profile(network, config, builder, job["inputs"])
     api.watch_progress(trt, config, _say)
     notes += _use_cache(config, job.get("timing_cache"))
     plan, taken_ns = timed(lambda: builder.build_serialized_network(network, config))

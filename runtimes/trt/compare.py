@@ -30,15 +30,28 @@ def read_reference(path: Path) -> Tuple[Arrays, Arrays]:
 def batches(feeds: Arrays, specs: Sequence[Mapping[str, Any]]) -> List[Tuple[int, int]]:
     """(first, last + 1) rows of each call that feeds every sample within the inputs' bounds.
 
-    All calls have the same size, so that one binding serves them: the last one may repeat some.
+    All calls have the same size, so that one profile serves them: the last one may repeat some.
     """
-    rows = [len(feeds[spec["name"]]) for spec in specs]
-    most = [int((spec.get("max") or feeds[spec["name"]].shape)[0]) for spec in specs]
-    if all(have <= limit for have, limit in zip(rows, most)) or len(set(rows)) > 1:
-        return [(0, rows[0])]  # one call, as it is
-    size = min(most)
-    starts = list(range(0, rows[0] - size, size)) + [rows[0] - size]
+    free = [spec for spec in specs if spec["shape"]]
+    held = {len(feeds[spec["name"]]) for spec in free}
+    size = min((_most(spec, len(feeds[spec["name"]])) for spec in free), default=1)
+    total = max(held, default=1)
+    if len(held) != 1 or total <= size:
+        return [(0, total)]  # one call, as it is
+    starts = [*range(0, total - size, size), total - size]
     return [(start, start + size) for start in starts]
+
+
+def _most(spec: Mapping[str, Any], have: int) -> int:
+    """Rows that one call takes: the profile's most, or a fixed first dimension."""
+    if spec.get("max"):
+        return int(spec["max"][0])
+    return int(spec["shape"][0]) if isinstance(spec["shape"][0], int) else have
+
+
+def rows(feeds: Arrays) -> int:
+    """The batch size of some feeds: rows of their first array that has any."""
+    return next((len(array) for array in feeds.values() if array.ndim), 1)
 
 
 def run_all(

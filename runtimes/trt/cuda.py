@@ -62,7 +62,7 @@ SIGNATURES: Dict[str, Tuple[Any, ...]] = {
 class Device(NamedTuple):
     """One GPU. `sm` is its compute capability × 10: 87 is an Orin; `integrated`: shared memory."""
 
-    index: int
+    ordinal: int
     name: str
     sm: int
     memory_bytes: int
@@ -148,7 +148,7 @@ def _unavailable(what: str) -> TrtError:
 
 
 class Cuda:
-    """The primary context of one GPU, current in this thread; `close` gives it all back."""
+    """The primary context of one GPU, current in this thread until `close`."""
 
     def __init__(self, index: int = 0) -> None:
         self.driver = Driver()
@@ -157,9 +157,7 @@ class Cuda:
             raise _unavailable(f"no GPU {index}: there are {len(found)}")
         self.device = found[index]
         context = c_void_p()
-        self._undo: List[Tuple[str, Any]] = []
         self.driver.call("cuDevicePrimaryCtxRetain", byref(context), index)
-        self._later("cuDevicePrimaryCtxRelease_v2", index)
         self.driver.call("cuCtxSetCurrent", context)
 
     def memory(self) -> Tuple[int, int]:
@@ -168,33 +166,9 @@ class Cuda:
         self.driver.call("cuMemGetInfo_v2", byref(free), byref(total))
         return free.value, total.value
 
-    def allocate(self, size_bytes: int) -> int:
-        """The address of new memory on the GPU."""
-        address = c_ulonglong()
-        self.driver.call("cuMemAlloc_v2", byref(address), max(1, size_bytes))
-        self._later("cuMemFree_v2", address.value)
-        return address.value
-
-    def pinned(self, shape: Tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-        """A zeroed array in host memory that the GPU copies from and to directly."""
-        kind = np.dtype(dtype)
-        size = max(1, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
-        address = c_void_p()
-        self.driver.call("cuMemAllocHost_v2", byref(address), size)
-        self._later("cuMemFreeHost", address.value)
-        buffer = (ctypes.c_byte * size).from_address(address.value or 0)
-        flat = np.frombuffer(buffer, np.uint8)
-        flat[...] = 0
-        used = flat[: int(np.prod(shape, dtype=np.int64)) * kind.itemsize]
-        return used.view(kind).reshape(shape)
-
-    def stream(self) -> int:
-        """A new stream."""
-        return self._handle("cuStreamCreate", "cuStreamDestroy_v2", _NON_BLOCKING)
-
-    def event(self) -> int:
-        """A new event that keeps time."""
-        return self._handle("cuEventCreate", "cuEventDestroy_v2", 0)
+    def scope(self) -> Scope:
+        """What is made through it lives until it is closed."""
+        return Scope(self.driver)
 
     def upload(self, address: int, array: np.ndarray[Any, Any], stream: int) -> None:
         """Copy a contiguous array to the GPU, in the stream's order."""
@@ -218,31 +192,65 @@ class Cuda:
         """Wait until the stream has nothing left to do."""
         self.driver.call("cuStreamSynchronize", stream)
 
+    def close(self) -> None:
+        """Give the context back; its scopes must be closed before."""
+        self.driver.call("cuDevicePrimaryCtxRelease_v2", self.device.ordinal)
+
+
+class Scope:
+    """Memory, streams, events and graphs that are freed together, the last made first."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._undo: List[Tuple[str, Any]] = []
+
+    def allocate(self, size_bytes: int) -> int:
+        """The address of new memory on the GPU."""
+        address = c_ulonglong()
+        self._driver.call("cuMemAlloc_v2", byref(address), max(1, size_bytes))
+        self._undo.append(("cuMemFree_v2", address.value))
+        return address.value
+
+    def pinned(self, shape: Tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        """A zeroed array in host memory that the GPU copies from and to directly."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        address = c_void_p()
+        self._driver.call("cuMemAllocHost_v2", byref(address), max(1, size))
+        self._undo.append(("cuMemFreeHost", address.value))
+        buffer = (ctypes.c_byte * max(1, size)).from_address(address.value or 0)
+        held: np.ndarray[Any, Any] = np.frombuffer(buffer, np.uint8)[:size]
+        held[...] = 0
+        return held.view(dtype).reshape(shape)
+
+    def stream(self) -> int:
+        """A new stream."""
+        return self._handle("cuStreamCreate", "cuStreamDestroy_v2", _NON_BLOCKING)
+
+    def event(self) -> int:
+        """A new event that keeps time."""
+        return self._handle("cuEventCreate", "cuEventDestroy_v2", 0)
+
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
         """What `work` puts into `stream`, as a CUDA graph: a call that launches it there."""
-        self.driver.call("cuStreamBeginCapture_v2", stream, _CAPTURE_THIS_THREAD)
-        graph = c_void_p()
+        self._driver.call("cuStreamBeginCapture_v2", stream, _CAPTURE_THIS_THREAD)
+        graph, launched = c_void_p(), c_void_p()
         try:
             work()
         finally:  # a stream left capturing would refuse everything else
-            self.driver.call("cuStreamEndCapture", stream, byref(graph))
-        self._later("cuGraphDestroy", graph.value)
-        launched = c_void_p()
-        self.driver.call("cuGraphInstantiateWithFlags", byref(launched), graph, 0)
-        self._later("cuGraphExecDestroy", launched.value)
-        return lambda: self.driver.call("cuGraphLaunch", launched, stream)
+            self._driver.call("cuStreamEndCapture", stream, byref(graph))
+        self._undo.append(("cuGraphDestroy", graph.value))
+        self._driver.call("cuGraphInstantiateWithFlags", byref(launched), graph, 0)
+        self._undo.append(("cuGraphExecDestroy", launched.value))
+        return lambda: self._driver.call("cuGraphLaunch", launched, stream)
 
     def close(self) -> None:
-        """Free everything that was made through this object, the last first."""
+        """Free it all; arrays of `pinned` must not be touched any more."""
         while self._undo:
             name, argument = self._undo.pop()
-            self.driver.call(name, argument)
+            self._driver.call(name, argument)
 
     def _handle(self, make: str, drop: str, flags: int) -> int:
         handle = c_void_p()
-        self.driver.call(make, byref(handle), flags)
-        self._later(drop, handle.value)
+        self._driver.call(make, byref(handle), flags)
+        self._undo.append((drop, handle.value))
         return handle.value or 0
-
-    def _later(self, name: str, argument: Any) -> None:
-        self._undo.append((name, argument))

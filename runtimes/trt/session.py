@@ -20,7 +20,8 @@ class Engine:
         self.trt, self.cuda, self.log = trt, cuda, api.Log(trt)
         self._runtime, self.engine = api.deserialize(trt, plan, self.log)
         self.tensors = api.tensors(trt, self.engine)
-        self.stream = cuda.stream()
+        self._scope = cuda.scope()
+        self.stream = self._scope.stream()
 
     def bind(self, feeds: Arrays) -> Bound:
         """Memory and an execution context for feeds of these shapes."""
@@ -29,8 +30,16 @@ class Engine:
     def run(self, feeds: Arrays) -> Dict[str, np.ndarray[Any, Any]]:
         """Outputs by name for one batch of feeds."""
         bound = self.bind(feeds)
-        bound()
-        return bound.fetch()
+        try:
+            bound()
+            return bound.fetch()
+        finally:
+            bound.close()
+
+    def close(self) -> None:
+        """Free the engine; what was bound must be closed before."""
+        self._scope.close()
+        self.engine = self._runtime = None
 
 
 class Bound:
@@ -46,6 +55,15 @@ class Bound:
         self._inputs: List[Tuple[np.ndarray[Any, Any], int]] = []
         self._outputs: Dict[str, Tuple[np.ndarray[Any, Any], int]] = {}
         self._launch: Optional[Callable[[], None]] = None
+        self._scope = engine.cuda.scope()
+        try:
+            self._prepare(feeds)
+        except TrtError:
+            self._scope.close()
+            raise
+
+    def _prepare(self, feeds: Arrays) -> None:
+        engine = self._engine
         for tensor in engine.tensors:
             if tensor.is_input:
                 self._bind_input(tensor, feeds)
@@ -64,7 +82,8 @@ class Bound:
     def upload(self) -> None:
         """Copy the inputs to the GPU, in the stream's order."""
         for array, address in self._inputs:
-            self._cuda.upload(address, array, self._stream)
+            if address:
+                self._cuda.upload(address, array, self._stream)
 
     def enqueue(self) -> None:
         """Put one inference into the stream: the network itself, or its CUDA graph."""
@@ -83,19 +102,25 @@ class Bound:
         """Copies of the outputs of the last inference."""
         return {name: np.array(array) for name, (array, _) in self._outputs.items()}
 
+    def close(self) -> None:
+        """Free the context, then the memory it knows."""
+        self._context, self._launch = None, None
+        self._inputs, self._outputs = [], {}
+        self._scope.close()
+
     def use_graph(self) -> None:
         """From now on launch a CUDA graph; `TrtError` where the engine cannot be captured."""
         self()  # the first inference may allocate, which a capture forbids
         known = getattr(self._context, "is_stream_capturable", None)
         if known is not None and not known(self._stream):
             raise TrtError("the engine says that it cannot be captured", FAILED)
-        self._launch = self._cuda.capture(self._stream, self.enqueue)
+        self._launch = self._scope.capture(self._stream, self.enqueue)
 
     def _bind_input(self, tensor: api.Tensor, feeds: Arrays) -> None:
         if tensor.name not in feeds:
             raise TrtError("the engine has an input that nobody feeds", BAD, where=tensor.name)
         given = feeds[tensor.name]
-        held = self._cuda.pinned(given.shape, tensor.dtype)
+        held = self._scope.pinned(given.shape, tensor.dtype)
         held[...] = _as(given, tensor)
         if not self._context.set_input_shape(tensor.name, given.shape):
             raise TrtError(
@@ -105,9 +130,7 @@ class Bound:
                 expected=str(list(tensor.shape)),
                 got=str(list(given.shape)),
             )
-        self._inputs += [(held, self._place(tensor, held))] if not tensor.on_host else []
-        if tensor.on_host:
-            self._place(tensor, held)
+        self._inputs.append((held, self._place(tensor, held)))
 
     def _bind_output(self, tensor: api.Tensor) -> None:
         shape = tuple(self._context.get_tensor_shape(tensor.name))
@@ -119,14 +142,13 @@ class Bound:
                 got=str(list(shape)),
                 fix="end the model before that operation (NonMaxSuppression, NonZero, …)",
             )
-        held = self._cuda.pinned(shape, tensor.dtype)
-        address = self._place(tensor, held)
-        self._outputs[tensor.name] = (held, 0 if tensor.on_host else address)
+        held = self._scope.pinned(shape, tensor.dtype)
+        self._outputs[tensor.name] = (held, self._place(tensor, held))
 
     def _place(self, tensor: api.Tensor, held: np.ndarray[Any, Any]) -> int:
-        on_gpu = not tensor.on_host
-        address = self._cuda.allocate(held.nbytes) if on_gpu else held.ctypes.data
-        if not self._context.set_tensor_address(tensor.name, address):
+        """The address of its memory on the GPU; 0 where the engine reads the host's."""
+        address = 0 if tensor.on_host else self._scope.allocate(held.nbytes)
+        if not self._context.set_tensor_address(tensor.name, address or held.ctypes.data):
             raise TrtError("the engine refuses its memory", FAILED, where=tensor.name)
         return address
 

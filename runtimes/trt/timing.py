@@ -50,7 +50,8 @@ def measure(
     cuda: Any, stream: int, work: Work, plan: Plan, clock: Clock = time.perf_counter_ns
 ) -> Dict[str, Any]:
     """Time `work` until `plan` is met; every figure in ms, percentiles by nearest rank."""
-    events = [cuda.event() for _ in range(4)]
+    scope = cuda.scope()
+    events = [scope.event() for _ in range(4)]
 
     def once() -> Tuple[float, float, float, float]:
         cuda.record(events[0], stream)
@@ -63,13 +64,16 @@ def measure(
         work.download()
         cuda.record(events[3], stream)
         cuda.synchronize(stream)
-        h2d, compute, d2h = (cuda.elapsed_ms(a, b) for a, b in zip(events, events[1:]))
-        return h2d, compute, d2h, enqueue_ns / 1e6
+        parts = [cuda.elapsed_ms(events[i], events[i + 1]) for i in range(3)]
+        return parts[0], parts[1], parts[2], enqueue_ns / 1e6
 
-    _repeat(once, plan.warmup_ms, 1, clock)
-    begin = clock()
-    rows = _repeat(once, plan.duration_ms, plan.least, clock)
-    return summary(rows, (clock() - begin) / 1e6)
+    try:
+        _repeat(once, plan.warmup_ms, 1, clock)
+        begin = clock()
+        rows = _repeat(once, plan.duration_ms, plan.least, clock)
+        return summary(rows, (clock() - begin) / 1e6)
+    finally:
+        scope.close()
 
 
 def _repeat(once: Callable[[], T], duration_ms: float, least: int, clock: Clock) -> List[T]:
