@@ -25,7 +25,12 @@ SHAPE = ["batch", 1, 28, 28]
 
 def quantized_convnet() -> onnx.ModelProto:
     """The common model with INT8 pairs on every Conv and Gemm, weights per channel, symmetric."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -46,7 +51,11 @@ def quantized_convnet() -> onnx.ModelProto:
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Gemm"],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+            },
         )
         return onnx.load(made)
 

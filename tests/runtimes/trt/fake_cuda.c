@@ -56,7 +56,10 @@ static int inside(char *at, size_t size, int device) {
     if (held[i].device == device && at >= held[i].at && at + size <= held[i].at + held[i].size) return 1;
   return 0; }
 int fake_is_device(unsigned long long at, size_t size) { return inside((char *)at, size, 1); }
-int fake_live(void) { return live + handles; }
+/* What a process leaves behind goes to the file $FAKE_LEDGER, a line each. */
+__attribute__((destructor)) static void told(void) {
+  const char *path = getenv("FAKE_LEDGER"); FILE *f = path && started ? fopen(path, "a") : NULL;
+  if (f) { fprintf(f, "%d live, %d contexts\n", live + handles, retained); fclose(f); } }
 int cuMemAlloc_v2(unsigned long long *at, size_t size) { char *p; int e = take(&p, size, 1); if (!e) *at = (unsigned long long)p; return e; }
 int cuMemFree_v2(unsigned long long at) { return drop((char *)at, 1); }
 int cuMemAllocHost_v2(void **at, size_t size) { char *p; int e = take(&p, size, 0); if (!e) *at = p; return e; }
