@@ -13,7 +13,8 @@ KNOWN = set(
     """onnx saveEngine minShapes optShapes maxShapes shapes timingCacheFile profilingVerbosity
     exportLayerInfo skipInference loadEngine loadInputs warmUp duration iterations percentile
     useCudaGraph useSpinWait exportTimes exportOutput exportProfile separateProfileRun
-    builderOptimizationLevel versionCompatible hardwareCompatibilityLevel sparsity useDLACore allowGPUFallback help""".split()
+    builderOptimizationLevel versionCompatible hardwareCompatibilityLevel sparsity useDLACore
+    allowGPUFallback help""".split()
 )
 KNOWN |= {"workspace", "fp16", "int8", "streams"} if MAJOR < 10 else {"memPoolSize", "infStreams"}
 KNOWN |= {"stronglyTyped"} if MAJOR == 10 else set()
