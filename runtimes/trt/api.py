@@ -115,10 +115,14 @@ def configure(trt: Any, config: Any, builder: Any, options: Mapping[str, Any]) -
     if workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace))
     if options.get("optimization_level") is not None:
-        config.builder_optimization_level = int(options["optimization_level"])
+        if hasattr(config, "builder_optimization_level"):
+            config.builder_optimization_level = int(options["optimization_level"])
+        else:
+            notes.append("this TensorRT has no optimization levels")
     if options.get("detailed", True):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.get("hardware_compatible"):
+        _needs(trt, "HardwareCompatibilityLevel", trt)
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     wanted = {"version_compatible": "VERSION_COMPATIBLE", "sparsity": "SPARSE_WEIGHTS"}
     for option, name in wanted.items():
@@ -131,11 +135,13 @@ def configure(trt: Any, config: Any, builder: Any, options: Mapping[str, Any]) -
 
 def set_flag(trt: Any, config: Any, name: str) -> None:
     """Set a builder flag; `TrtError` (exit code 4) where the binding has none of that name."""
-    if not hasattr(trt.BuilderFlag, name):
-        raise TrtError(
-            f"this TensorRT has no builder flag {name}", UNSUPPORTED, where=str(trt.__version__)
-        )
+    _needs(trt, name, trt.BuilderFlag)
     config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _needs(trt: Any, name: str, holder: Any) -> None:
+    if not hasattr(holder, name):
+        raise TrtError(f"it has no {name}", UNSUPPORTED, where=f"TensorRT {trt.__version__}")
 
 
 def _dla(trt: Any, config: Any, builder: Any, core: int) -> List[str]:
@@ -188,11 +194,11 @@ def add_profile(
         raise TrtError("the optimisation profile is refused", FAILED, where=free[0].name)
 
 
-def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> None:
+def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> Any:
     """Tell the phases of a build, where the binding offers them (10.x and later)."""
     if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         say("building; this TensorRT tells no progress")
-        return
+        return None
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -213,7 +219,8 @@ def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> None:
                 say(f"{phase_name}: {step + 1} of {total}")
             return True  # False would end the build
 
-    config.progress_monitor = Monitor()
+    config.progress_monitor = monitor = Monitor()
+    return monitor
 
 
 def profiler(trt: Any) -> Any:

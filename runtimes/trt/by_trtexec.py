@@ -87,6 +87,7 @@ class _Bench:
             inputs=raw,
             graph=graph,
             seconds=seconds,
+            gpu=int(self._job["gpu"]),
             **made,
         )
         _run(command, self._limit)

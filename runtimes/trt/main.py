@@ -31,7 +31,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         work(_options(args), result)
     except TrtError as error:
-        _failed(result, error.exit_code, error.what)
+        _failed(result, error.exit_code, error.sentence())
         sys.stderr.write(f"build_engine: {error.text()}\n")
     except KeyboardInterrupt:
         _failed(result, 130, "interrupted")

@@ -105,9 +105,12 @@ def _route(bundle: Bundle, options: Options, result: Dict[str, Any]) -> Route:
     except TrtError as error:
         if not options.try_anyway:
             raise
-        result["notes"].append(f"tried anyway: {error.what}, expected {error.expected}")
+        result["notes"].append(f"tried anyway: {error.sentence()}")
     here = Here(options.api, version, gpu["name"], gpu["sm"])
-    return Route(here, tool, int(found["free_bytes"]))
+    free = int(found["free_bytes"])
+    if gpu["integrated"]:  # the driver counts what the system caches as taken
+        free = max(free, result["device"]["memory_available_bytes"] or 0)
+    return Route(here, tool, free)
 
 
 def _tool(options: Options, found: Dict[str, Any]) -> Tuple[Optional[Path], str]:
@@ -142,7 +145,7 @@ def _reusable(
     if options.no_build and reason is not None:
         raise reason
     if engine.is_file() and reason is not None:
-        result["notes"].append(f"built again: {reason.what}")
+        result["notes"].append(f"built again: {reason.sentence()}")
     return False
 
 
@@ -169,7 +172,7 @@ def _build(
             f"cannot be written: {error.strerror}", USAGE, where=str(engine.parent)
         ) from error
     try:
-        job = _build_job(place / engine.name, bundle, route, limited)
+        job = _build_job(place / engine.name, bundle, route, limited, options.gpu)
         cache = engine.with_name("timing.cache")
         if cache.is_file() and _same_board(engine, result):
             shutil.copyfile(str(cache), job["timing_cache"])
@@ -194,10 +197,11 @@ def _build(
 
 
 def _build_job(
-    engine: Path, bundle: Bundle, route: Route, builder: Dict[str, Any]
+    engine: Path, bundle: Bundle, route: Route, builder: Dict[str, Any], gpu: int
 ) -> Dict[str, Any]:
     return {
         "api": route.here.api,
+        "gpu": gpu,
         "trtexec": str(route.tool or ""),
         "version": route.here.version,
         "model": str(bundle.model),

@@ -31,7 +31,7 @@ int cuDeviceGetName(char *n, int len, int d) { (void)d; const char *v = getenv("
 int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = total(); return OK; }
 int cuDeviceGetAttribute(int *v, int a, int d) {
   (void)d; long sm = setting("FAKE_SM", 87);
-  *v = a == 75 ? (int)(sm / 10) : a == 76 ? (int)(sm % 10) : a == 16 ? 16 : a == 18 ? 1 : -1;
+  *v = a == 75 ? (int)(sm / 10) : a == 76 ? (int)(sm % 10) : a == 16 ? 16 : a == 18 ? (int)setting("FAKE_INTEGRATED", 0) : -1;
   return *v < 0 ? INVALID : OK; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; if (!started) return NOT_INIT; retained++; *c = &retained; return OK; }
 int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; if (retained < 1) return BAD_CONTEXT; retained--; return OK; }

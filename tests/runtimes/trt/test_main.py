@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from compressor.from_board import read_result
+from exporters._trt_board import build_here
+from runtimes.errors import BuildFailed, RuntimeUnavailable
 from runtimes.trt.main import main
 from tests.runtimes.trt import board
 
@@ -188,6 +190,14 @@ def test_a_layer_that_fell_back(
     assert "block.conv1 was to run in INT8 and runs in float" in result["notes"]
 
 
+def test_memory_that_a_board_shares(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson the driver counts the system's cache as taken; what is available counts."""
+    result = run(copy(bundle, tmp_path), monkeypatch, FAKE_FREE_MIB="100", FAKE_INTEGRATED="1")
+    assert result["status"] == "validated"
+
+
 def test_an_engine_is_used_again(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +274,21 @@ def test_usage_errors_are_argparses() -> None:
         with pytest.raises(SystemExit) as caught:
             main(wrong)
         assert caught.value.code == 2
+
+
+def test_a_run_builds_where_a_gpu_is(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in board.environment().items():
+        monkeypatch.setenv(name, value)
+    root = copy(bundle, tmp_path)
+    monkeypatch.setenv("FAKE_SM", "75")
+    with pytest.raises(RuntimeUnavailable, match="got SM 75"):
+        build_here(root)
+    monkeypatch.setenv("FAKE_SM", "87")
+    monkeypatch.setenv("FAKE_MEMORY", "1")
+    with pytest.raises(BuildFailed, match="too little memory"):
+        build_here(root)
+    monkeypatch.delenv("FAKE_MEMORY")
+    assert build_here(root)["status"] == "validated"
+    assert (root / "model.engine").is_file()
