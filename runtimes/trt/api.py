@@ -22,6 +22,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
 _WEAK_FLAGS: Dict[str, Tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("FP16",),
+    "bf16": ("BF16",),
     "int8": ("FP16", "INT8"),
     "fp8": ("FP16", "FP8"),
     "int4": ("FP16", "INT8"),
