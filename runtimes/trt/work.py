@@ -184,7 +184,7 @@ def _build(
             made.replace(engine.with_name(made.name))
     finally:
         shutil.rmtree(str(place), ignore_errors=True)
-    result["notes"] += done["notes"] + done["warnings"][:5]
+    result["notes"] += done["notes"] + list(dict.fromkeys(done["warnings"]))[:5]
     result["engine"] = {
         "sha256": sha256_of(engine),
         "bytes": engine.stat().st_size,

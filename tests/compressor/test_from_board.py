@@ -97,11 +97,23 @@ def test_the_newest_of_a_board_counts(out: Path) -> None:
     add(out, told(out))
     code, made = add(out, told(out, latency_ms=12.0))
     assert (code, made.target("tensorrt").exit_code, made.state) == (1, 1, "fail")
+    assert add(out, told(out))[1].state == "pass", "what went wrong was mended"
     other = told(out, latency_ms=3.0, device=DEVICE | {"power_mode": "15W"})
     _, made = add(out, other)
     (chosen,) = made.target("tensorrt").candidates
     assert [b.device["power_mode"] for b in chosen.boards] == ["MAXN", "15W"]
     assert [t.batch for t in chosen.timings] == [4]
+
+
+def test_no_verdict_rests_on_unsteady_times(out: Path) -> None:
+    data = told(out)
+    data["timing"][0]["cov"] = 0.2
+    code, made = add(out, data)
+    gate = made.target("tensorrt").candidates[0].checks[1]
+    assert (code, gate.state) == (0, "not_judged")
+    assert "varied by 20%" in gate.text
+    _, made = add(out, told(out))
+    assert made.target("tensorrt").candidates[0].checks[1].state == "pass", "steady times decide"
 
 
 @pytest.mark.parametrize(
