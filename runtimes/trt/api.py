@@ -36,7 +36,7 @@ def load(name: str) -> Any:
     for module in MODULES[name]:
         try:
             return importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the latter from libraries it loads itself
             reasons.append(str(error))
     raise TrtError(
         f"{name} cannot be imported: {reasons[0]}",

@@ -91,6 +91,8 @@ def _serve(task: str, asked: Path, answered: Path) -> None:
         answer = work(job)
     except TrtError as error:
         answer = {"error": error.to_json()}
+    except MemoryError:
+        answer = {"error": TrtError("too little memory", FAILED, where=task).to_json()}
     except OSError as error:
         where = str(error.filename or asked)
         answer = {"error": TrtError(str(error.strerror or error), USAGE, where=where).to_json()}

@@ -2,7 +2,7 @@
 
 exit codes: 0 validated · 2 usage (flag, folder) · 4 no driver, no TensorRT, or a version or GPU
 that the bundle was not made for · 5 parser, builder or engine gave up, memory, time limit ·
-7 damaged files, or numbers other than the reference's · 70 bug · 130 interrupted
+7 damaged files, or numbers other than the reference's · 70 bug · 130/143 interrupted
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except TrtError as error:
         _failed(result, error.exit_code, error.sentence())
         sys.stderr.write(f"build_engine: {error.text()}\n")
-    except KeyboardInterrupt:
-        _failed(result, 130, "interrupted")
+    except KeyboardInterrupt as stop:
+        _failed(result, 143 if isinstance(stop, _Terminated) else 130, "interrupted")
         sys.stderr.write("build_engine: interrupted; timing.cache and a finished engine are kept\n")
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes exit 70
         traceback.print_exc()
@@ -49,6 +49,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return int(result["exit_code"])
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, so that what was begun is cleared away."""
+
+
 def entry() -> NoReturn:
     """The launcher: `main`, with a request to end handled like an interruption."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -56,7 +60,7 @@ def entry() -> NoReturn:
 
 
 def _terminated(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _failed(result: Dict[str, Any], code: int, reason: str) -> None:

@@ -35,7 +35,6 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
         _say("comparing with the reference outputs")
         calls = compare.batches(feeds, job["inputs"])
         numeric = compare.compare(compare.run_all(engine.run, feeds, calls), expected)
-        loaded = cuda.memory()[0]
         notes: List[str] = []
         timing = _times(engine, feeds, job, notes) if job["seconds"] else []
         sized = resized(feeds, job["inputs"], None)
@@ -44,10 +43,7 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
             "numeric": numeric,
             "timing": timing,
             "slowest": slowest(engine.profile(sized)) if job["seconds"] else [],
-            "memory": {
-                "gpu_used_bytes": max(0, before - loaded),
-                "activation_bytes": api.activation_bytes(engine.engine),
-            },
+            "memory": _memory(engine, sized, before),
             "notes": notes,
         }
     finally:
@@ -63,6 +59,18 @@ def _layers(
     for name in counted["fell_back"]:
         notes.append(f"{name} was to run in INT8 and runs in float")
     return counted
+
+
+def _memory(engine: Engine, feeds: compare.Arrays, before: int) -> Dict[str, int]:
+    """GPU memory that went away between before the engine was loaded and while it runs."""
+    bound = engine.bind(feeds)
+    try:
+        bound()
+        used = before - engine.cuda.memory()[0]
+    finally:
+        bound.close()
+    activations = api.activation_bytes(engine.engine)
+    return {"gpu_used_bytes": max(0, used), "activation_bytes": activations}
 
 
 def _times(

@@ -258,7 +258,6 @@ def _validate(
         "batches": list(options.batches),
         "graph": list(options.graph),
     }
-    before = result["device"].get("temperature_c")
     if route.tool is None:
         done = run_child("validate", job, time_limit_s=options.time_limit_s)
     else:
@@ -266,4 +265,4 @@ def _validate(
     for key in ("layers", "numeric", "timing", "slowest", "memory"):
         result[key] = done[key]
     result["notes"] += done["notes"]
-    result["device"]["temperature_c"] = [before, board.temperature_c()]
+    result["device"]["temperature_after_c"] = board.temperature_c()

@@ -83,6 +83,8 @@ def test_the_bundle_alone_on_a_board(bundle: Path, tmp_path: Path) -> None:
     assert result["numeric"]["logits"]["sqnr_db"] > 100  # the same graph, another optimisation
     assert [(row["graph"], row["batch"]) for row in result["timing"]] == [(False, 4), (True, 4)]
     assert all(0 < row["min_ms"] <= row["p50_ms"] <= row["p99_ms"] for row in result["timing"])
+    # Buffers of a batch of 4: images up, logits down.
+    assert result["memory"]["gpu_used_bytes"] == 4 * (28 * 28 + 10) * 4
     slowest = [row["ms"] for row in result["slowest"][:5]]
     assert slowest == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.1])
     # Every process gives back what it took: memory, streams, events, graphs, contexts.
@@ -195,6 +197,26 @@ def test_memory_that_a_board_shares(
     """On a Jetson the driver counts the system's cache as taken; what is available counts."""
     result = run(copy(bundle, tmp_path), monkeypatch, FAKE_FREE_MIB="100", FAKE_INTEGRATED="1")
     assert result["status"] == "validated"
+
+
+def test_a_request_to_end_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    root = copy(bundle, tmp_path)
+    before = {path.name for path in root.iterdir()}
+    process = subprocess.Popen(
+        [sys.executable, "build_engine.py", "--result-json", "../r.json"],
+        cwd=root,
+        env=board.environment(FAKE_SLOW_S="120"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "Building" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(30) == 143
+    process.stderr.close()
+    assert json.loads((tmp_path / "r.json").read_text())["reason"] == "interrupted"
+    assert {path.name for path in root.iterdir()} == before
 
 
 def test_an_engine_is_used_again(
