@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from . import compare, layers, trtexec
 from .errors import FAILED, TrtError
+from .power import Watch
 from .records import errors_in, read_outputs, read_profile, read_times
 from .timing import timed
 from .validate import resized, slowest
@@ -63,8 +64,10 @@ class _Bench:
         for batch in self._job["batches"] or [None]:
             sized = resized(feeds, self._job["inputs"], batch)
             for graph in self._job["graph"]:
-                text = self.run(sized, graph, float(self._job["seconds"]))["times"]
-                made.append({"graph": graph, "batch": compare.rows(sized), **read_times(text)})
+                with Watch() as watch:
+                    text = self.run(sized, graph, float(self._job["seconds"]))["times"]
+                row = {"graph": graph, "batch": compare.rows(sized), **read_times(text)}
+                made.append({**row, "power": watch.told} if watch.told else row)
         return made
 
     def profile(self, feeds: compare.Arrays) -> List[Tuple[str, float]]:

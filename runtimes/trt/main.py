@@ -93,6 +93,12 @@ def summary(result: Dict[str, Any]) -> List[str]:
             f"{row['p99_ms']:.3f}, transfers {row['h2d_ms'] + row['d2h_ms']:.3f}, "
             f"enqueue {row['enqueue_ms']:.3f} ({row['samples']} samples)"
         )
+        if row.get("energy_mj") is not None:
+            power = row["power"]
+            lines.append(
+                f"    {power['mean_mw'] / 1e3:.2f} W ({power['of']}, by {power['by']}), "
+                f"{row['energy_mj']:.2f} mJ an inference"
+            )
         lines += [f"    {doubt}" for doubt in row["doubts"]]
     return lines + [f"  note: {note}" for note in result["notes"]]
 

@@ -11,6 +11,7 @@ import numpy as np
 from . import api, compare, layers
 from .cuda import Cuda
 from .errors import TrtError
+from .power import Watch
 from .session import Engine
 from .timing import Plan, measure
 
@@ -86,8 +87,11 @@ def _times(
                 if graph:
                     bound.use_graph()
                 _say("timing" + (" with a CUDA graph" if graph else ""))
-                taken = measure(engine.cuda, engine.stream, bound, plan)
-                made.append({"graph": graph, "batch": compare.rows(sized), **taken})
+                with Watch() as watch:
+                    taken = measure(engine.cuda, engine.stream, bound, plan)
+                made.append(
+                    {"graph": graph, "batch": compare.rows(sized), **taken, **energy(watch, taken)}
+                )
             except TrtError as error:
                 if not graph:
                     raise
@@ -95,6 +99,14 @@ def _times(
             finally:
                 bound.close()
     return made
+
+
+def energy(watch: Watch, taken: Mapping[str, Any]) -> Dict[str, Any]:
+    """Power of the board while it was timed, and energy of one inference (of a batch)."""
+    if not watch.told or not taken["throughput_per_s"]:
+        return {}
+    energy_mj = watch.told["mean_mw"] / taken["throughput_per_s"]
+    return {"power": watch.told, "energy_mj": energy_mj}
 
 
 def slowest(profile: Sequence[Tuple[str, float]], count: int = 10) -> List[Dict[str, Any]]:

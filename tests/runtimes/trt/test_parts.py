@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from runtimes.trt import board as facts
-from runtimes.trt import compare, layers, timing
+from runtimes.trt import compare, layers, power, timing
 from runtimes.trt.bundle import Bundle, check_gpu, check_version, numbers
 from runtimes.trt.errors import TrtError
-from runtimes.trt.validate import resized
+from runtimes.trt.validate import energy, resized
 
 # ── layers ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -278,3 +279,38 @@ def test_gpus_by_their_sm(sm: int, least: int | None, outcome: str) -> None:
             check_gpu(bundle, "GPU", sm)
     else:
         assert outcome in (check_gpu(bundle, "GPU", sm) or "")
+
+
+ORIN_NANO = (
+    "11-22-2026 10:00:00 RAM 2711/7620MB (lfb 5x4MB) SWAP 0/3810MB (cached 0MB) CPU [2%@729] "
+    "GR3D_FREQ 99%@[305] cpu@49.468C tj@50.9C VDD_IN {now}mW/4545mW VDD_CPU_GPU_CV 533mW/533mW"
+)
+AGX_ORIN = "GR3D_FREQ 0% VDD_GPU_SOC 3219mW/3219mW VDD_CPU_CV 804mW/804mW VIN_SYS_5V0 4132mW/4132mW"
+
+
+def test_power_of_a_jetson_and_of_a_pc() -> None:
+    text = "\n".join([ORIN_NANO.format(now=n) for n in (4000, 6000)] + ["cut off: RAM 27"])
+    found = power.summary("tegrastats", text)
+    assert (found["mean_mw"], found["of"], found["readings"]) == (5000.0, "VDD_IN", 2)
+    found = power.summary("tegrastats", AGX_ORIN)
+    assert found["mean_mw"] == 3219 + 804 + 4132
+    assert found["of"] == "VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0"
+    found = power.summary("nvidia-smi", "71.5\n72.5\n[N/A]\n")
+    assert (found["mean_mw"], found["readings"]) == (72_000.0, 2)
+    assert power.summary("nvidia-smi", "[N/A]") == {}
+
+
+def test_the_tool_runs_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "tegrastats"
+    tool.write_text(f"#!/bin/sh\nwhile :; do echo '{AGX_ORIN}'; sleep 0.02; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with power.Watch() as watch:
+        assert watch.told == {}
+        time.sleep(0.3)
+    assert watch.told["readings"] > 1
+    assert energy(watch, {"throughput_per_s": 100.0})["energy_mj"] == pytest.approx(81.55)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with power.Watch() as watch:
+        pass
+    assert energy(watch, {"throughput_per_s": 100.0}) == {}
