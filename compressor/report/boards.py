@@ -26,9 +26,10 @@ def sentences(target: TargetResult) -> list[str]:
 
 
 def name(board: BoardResult) -> str:
-    """The board in words: its GPU, and its power mode where it has one."""
-    mode = board.device.get("power_mode")
-    return str(board.device.get("name", "a board")) + (f" ({mode})" if mode else "")
+    """The board in words: a Jetson's model or the GPU's name, and the power mode if it has one."""
+    device, mode = board.device, board.device.get("power_mode")
+    model = device.get("model") if device.get("integrated") else None
+    return str(model or device.get("name", "a board")) + (f" ({mode})" if mode else "")
 
 
 def _all(target: TargetResult) -> Iterator[tuple[Candidate, BoardResult]]:

@@ -248,11 +248,14 @@ class Tensor(NamedTuple):
     on_host: bool
 
 
-def deserialize(trt: Any, plan: bytes, log: Log) -> Tuple[Any, Any]:
-    """(runtime, engine) of a plan; `TrtError` (exit code 7) where this library refuses it."""
+def deserialize(trt: Any, plan: bytes, log: Log, compatible: bool = False) -> Tuple[Any, Any]:
+    """(runtime, engine) of a plan; `TrtError` (exit code 7) where this library refuses it.
+
+    A version-`compatible` plan carries its runtime, which is code that runs on the host.
+    """
     runtime = trt.Runtime(log.listener)
-    if hasattr(runtime, "engine_host_code_allowed"):
-        runtime.engine_host_code_allowed = True  # version-compatible plans carry their runtime
+    if compatible:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise TrtError(

@@ -20,7 +20,8 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
     """Look into an engine, run it on the reference inputs, time it.
 
     Args:
-        job: `api`, `engine` and `reference` (paths), `gpu`, `inputs` and `layers` (as in trt.json),
+        job: `api`, `engine` and `reference` (paths), `compatible` (with other versions), `gpu`,
+            `inputs` and `layers` (as in trt.json),
             `seconds` (0: no timing), `batches` (sizes, or empty for the profile's `opt`), `graph`
             (list of booleans).
 
@@ -30,7 +31,7 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
     cuda = Cuda(int(job["gpu"]))  # before TensorRT: without a driver that one ends the process
     trt = api.load(job["api"])
     before = cuda.memory()[0]
-    engine = Engine(trt, cuda, Path(job["engine"]).read_bytes())
+    engine = Engine(trt, cuda, Path(job["engine"]).read_bytes(), job["compatible"])
     try:
         feeds, expected = compare.read_reference(Path(job["reference"]))
         _say("comparing with the reference outputs")

@@ -250,6 +250,7 @@ def _validate(
         "trtexec": str(route.tool or ""),
         "version": route.here.version,
         "engine": str(engine),
+        "compatible": result["engine"]["version_compatible"],
         "reference": str(bundle.root / "reference.npz"),
         "gpu": options.gpu,
         "inputs": bundle.data["inputs"],
@@ -265,4 +266,6 @@ def _validate(
     for key in ("layers", "numeric", "timing", "slowest", "memory"):
         result[key] = done[key]
     result["notes"] += done["notes"]
+    if result["engine"]["builder"].get("dla_core") is not None:
+        result["notes"].append(f"{result['layers'].get('on_dla', 0)} layers run on the DLA")
     result["device"]["temperature_after_c"] = board.temperature_c()

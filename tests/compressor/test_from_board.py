@@ -22,6 +22,7 @@ from tests import models
 from tests.run_records import candidate, record, target
 
 DEVICE = {"name": "Orin", "sm": 87, "power_mode": "MAXN", "memory_bytes": 8 << 30}
+DEVICE |= {"integrated": True, "model": "Jetson Orin Nano"}
 
 
 @pytest.fixture
@@ -79,14 +80,18 @@ def test_results_come_back(out: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert timing.p50_ms == pytest.approx(2.01, abs=0.01)  # compute and transfers
     low, high = timing.p50_interval_ms
     assert low <= timing.p50_ms <= high
-    assert "Orin (MAXN), by CUDA events" in timing.doubts[0]
+    assert "Jetson Orin Nano (MAXN), by CUDA events" in timing.doubts[0]
     checks = {check.gate: check for check in chosen.checks}
     assert checks["p99@4<=9ms"].state == "pass"
-    assert checks["p99@4<=9ms"].text.startswith("Orin (MAXN): batch 4: p99 2.02 ms (reported)")
+    assert checks["p99@4<=9ms"].text.startswith(
+        "Jetson Orin Nano (MAXN): batch 4: p99 2.02 ms (reported)"
+    )
     assert checks["speedup>=1.0"].state == "not_judged", "no twin was timed on the board"
-    assert checks["engine on Orin (MAXN)"].state == "pass"
+    assert checks["engine on Jetson Orin Nano (MAXN)"].state == "pass"
     printed = capsys.readouterr().out
-    assert "int8 on Orin (MAXN): validated; tensorrt 10.3.0, cuda 12.6" in " ".join(printed.split())
+    assert "int8 on Jetson Orin Nano (MAXN): validated; tensorrt 10.3.0, cuda 12.6" in " ".join(
+        printed.split()
+    )
     for text in (html(made), markdown(made)):
         assert "asked for INT8 and run in float: conv3" in text
         assert "On boards" in text or "on boards" in text

@@ -455,13 +455,16 @@ class Runtime:
         try:
             head, _, model = bytes(serialized_engine).partition(b"\n")
             head = json.loads(head)
-            assert head["version"] == __version__, (
+            carries = "VERSION_COMPATIBLE" in head["flags"]
+            major = head["version"].split(".")[0] == __version__.split(".")[0]
+            assert head["version"] == __version__ or (carries and major), (
                 "The engine plan file is not compatible with this version"
             )
             library = _driver()
             assert head["sm"] == _sm(library), (
                 "The engine plan file is generated on an incompatible device"
             )
+            assert not carries or self.engine_host_code_allowed, "Host code is not allowed"
             return ICudaEngine(head, onnx.load_from_string(model), library)
         except Exception as error:
             self._logger.log(Logger.ERROR, f"{error}")

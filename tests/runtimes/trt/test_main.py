@@ -18,7 +18,7 @@ from compressor.from_board import read_result
 from runtimes.trt.main import main
 from tests.runtimes.trt import board
 
-EVERY_LAYER = {"int8": 5, "float16": 0, "float32": 0, "reformats": 5}
+EVERY_LAYER = {"int8": 5, "float16": 0, "float32": 0, "reformats": 5, "on_dla": 0}
 EVERY_LAYER |= {"fell_back": [], "not_found": []}
 BUILT = {"model.engine", "engine.json", "timing.cache"}
 
@@ -189,6 +189,26 @@ def test_a_layer_that_fell_back(
     assert result["layers"]["fell_back"] == ["block.conv1"]
     assert (result["layers"]["int8"], result["layers"]["float32"]) == (4, 1)
     assert "block.conv1 was to run in INT8 and runs in float" in result["notes"]
+
+
+def test_options_reach_the_builder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copy(bundle, tmp_path)
+    described = json.loads((root / "trt.json").read_text())
+    described["builder"] |= {"version_compatible": True, "sparsity": True}
+    (root / "trt.json").write_text(json.dumps(described))
+    result = run(root, monkeypatch, "--dla", "1")
+    assert result["status"] == "validated", result["reason"]
+    head = json.loads((root / "model.engine").read_bytes().partition(b"\n")[0])
+    assert head["flags"] == ["GPU_FALLBACK", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
+    assert result["engine"]["version_compatible"]
+    assert "0 layers run on the DLA" in result["notes"]
+    # Of another version of the same major it still loads.
+    result = run(root, monkeypatch, "--dla", "1", "--no-build", FAKE_TENSORRT="10.16")
+    assert result["status"] == "validated", result["reason"]
+    result = run(root, monkeypatch, "--dla", "1", "--no-build", FAKE_TENSORRT="11.4")
+    assert "another TensorRT" in result["reason"]
 
 
 def test_memory_that_a_board_shares(

@@ -13,7 +13,9 @@ import pytest
 from runtimes.trt import board as facts
 from runtimes.trt import compare, layers, power, timing
 from runtimes.trt.bundle import Bundle, check_gpu, check_version, numbers
+from runtimes.trt.engine_file import Here, why_not
 from runtimes.trt.errors import TrtError
+from runtimes.trt.files import sha256_of, write_json
 from runtimes.trt.validate import energy, resized
 
 # ── layers ───────────────────────────────────────────────────────────────────────────────────────
@@ -39,6 +41,7 @@ def inspector(layout: str) -> str:
         layer("b[0]", "CaskConvolution", "Half", ["b[0]"]),
         layer("__myl_Fc", "gemm", "Int8", ["c", "d"]),
         layer("softmax", "SoftMax", "Float", ["softmax"]),
+        layer("{ForeignNode[e...f]}", "DLA", "Int8", ["e", "f"]),
     ]
     return json.dumps({"Layers": rows, "Bindings" if layout == "10.x" else "I/O Tensors": []})
 
@@ -48,7 +51,8 @@ def test_layers_of_both_layouts(layout: str) -> None:
     wanted = [{"name": name, "precision": "int8"} for name in ("a", "b[0]", "c", "gone")]
     wanted.append({"name": "softmax", "precision": "float32"})
     counted = layers.count(layers.read_layers(inspector(layout)), wanted)
-    assert [counted[key] for key in ("int8", "float16", "float32", "reformats")] == [2, 1, 1, 1]
+    assert [counted[key] for key in ("int8", "float16", "float32", "reformats")] == [3, 1, 1, 1]
+    assert counted["on_dla"] == 1
     assert (counted["fell_back"], counted["not_found"]) == (["b[0]"], ["gone"])
 
 
@@ -76,6 +80,41 @@ def test_layers_without_details_decide_nothing() -> None:
 def test_precisions_by_their_names(text: str, kind: str) -> None:
     row = {"Name": "x", "LayerType": "X", "Inputs": [{"Format/Datatype": text}]}
     assert layers.read_layers(json.dumps({"Layers": [row]}))[0].precision == kind
+
+
+# ── whose engine it is ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "refused"),
+    [
+        ({}, {}, ""),
+        ({}, {"version": "10.3.1"}, "TensorRT"),
+        ({"version_compatible": True}, {"version": "10.16.1"}, ""),
+        ({"version_compatible": True}, {"version": "10.2.0"}, "TensorRT"),
+        ({"version_compatible": True}, {"version": "11.0.0"}, "TensorRT"),
+        ({"version_compatible": True}, {"api": "tensorrt_lean"}, ""),
+        ({}, {"api": "tensorrt_lean"}, "library"),
+        ({}, {"sm": 89, "device": "B"}, "GPU"),
+        ({}, {"device": "B"}, "GPU"),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 89, "device": "B"}, ""),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 87, "device": "Orin"}, "GPU"),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 75, "device": "T4"}, "GPU"),
+    ],
+)
+def test_engines_stay_where_they_were_built(
+    built: dict[str, Any], here: dict[str, Any], refused: str, tmp_path: Path
+) -> None:
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"plan")
+    told = {"sha256": sha256_of(engine), "api": "tensorrt", **built}
+    described = {"bundle": "d", "engine": told, "device": {"name": "A", "sm": 86}}
+    write_json(tmp_path / "engine.json", described | {"versions": {"tensorrt": "10.3.0"}})
+    machine = Here("tensorrt", "10.3.0", "A", 86)._replace(**here)
+    error = why_not(engine, "d", machine)
+    assert (error.what if error else "") == (
+        refused and f"this engine was built for another {refused}"
+    )
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────
