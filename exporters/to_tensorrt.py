@@ -21,6 +21,7 @@ from exporters._drop_in import require_drop_in
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, opset_of, save_model, specs
 from exporters._onnx_opset import quantized_ops
+from exporters._trt_check import check_rows
 from exporters._trt_layers import in_words, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
@@ -114,6 +115,11 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
         model, _ = normalised(model)
     found = findings(model, source.inputs, context.shapes)
     return [*_errors(found), *_dla(source.inputs, options, context)]
+
+
+def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
+    """Rows of `compress check` for a model that is quantized already: every violation at once."""
+    return check_rows(source, context.shapes)
 
 
 def _errors(found: Sequence[Finding]) -> list[Refusal]:
