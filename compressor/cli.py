@@ -206,6 +206,7 @@ def _add_check(verbs: Any) -> None:
     add = parser.add_argument
     add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
     add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
+    add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
     parser.add_argument("--all", action="store_true", help="list INT8 nodes too")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from compressor.here import devices_of, has_half, scheme_here
 from compressor.recipe import Recipe
 from compressor.rounds import Placed, expanded
 from compressor.schema import Problem, Problems
@@ -15,10 +16,9 @@ from compressor.steps import check_targets, load_step, load_target, parse_option
 from compressor.verdict import Gate, default_gates, parse_gate
 from compressor.zeros import makes_zeros, of_package, size_warnings
 from exporters._memory import trim
-from exporters.base import Context, QuantScheme, StepSpec, Target
+from exporters.base import Context, StepSpec, Target
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, MissingTool, UsageError
-from runtimes.host import facts
 from runtimes.types import Artifact, TensorSpec
 
 TORCH_FORMATS = frozenset({"module", "exported"})
@@ -58,8 +58,16 @@ class PlannedTarget:
     rungs: tuple[PlannedRung, ...]
     gates: tuple[Gate, ...]
     explicit: bool = False
+    without: str = ""  # why its engine is not here, where another one stands in
     recurrent: tuple[str, ...] = ()  # what becomes of recurrent layers, where that was looked at
     memory: str = ""  # what calibration will hold, where that can be told
+
+    @property
+    def runs_on(self) -> tuple[str, str]:
+        """Runtime and device that answer for it here: its own, or what stands in for scores."""
+        if self.without:
+            return str(self.target.emulator), "CPU"
+        return self.target.runtime, self.context.device
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class _Planner:
     context: Context
     labelled: bool = True
     problems: list[Problem] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)  # target → why its engine is not here
 
     def plan(self) -> Plan:
         contexts = {name: self._context(name) for name in self.recipe.targets}
@@ -124,7 +133,10 @@ class _Planner:
             self._caught(error)
             return Context()
         spec = self.recipe.target(name)
-        if reason := load_runtime(target.runtime).missing():
+        reason = load_runtime(target.runtime).missing()
+        if reason and target.emulator:
+            self.absent[name] = reason
+        elif reason:
             fix = f"pip install 'edge-compressor[{EXTRA_OF.get(name, name)}]'"
             self._problem(where, f"{target.runtime} cannot run here: {reason}", fix=fix, code=4)
         elif spec.device and spec.device.split(".")[0] not in (there := devices_of(target)):
@@ -166,7 +178,13 @@ class _Planner:
                 for r in target.ladder
             ]
         return PlannedTarget(
-            target, context, tuple(twins), tuple(rungs), self._gates(name), own is not None
+            target,
+            context,
+            tuple(twins),
+            tuple(rungs),
+            self._gates(name),
+            own is not None,
+            self.absent.get(name, ""),
         )
 
     def _rung(
@@ -302,27 +320,6 @@ class _Planner:
 
     def _makes_zeros(self, name: str) -> bool:
         return makes_zeros((*self.recipe.shared_steps(), *(self.recipe.target_steps(name) or ())))
-
-
-def devices_of(target: Target) -> list[str]:
-    """Device families the target's engine finds on this machine."""
-    engine: Any = load_runtime(target.runtime)
-    found = engine.devices() if hasattr(engine, "devices") else [target.device]
-    return sorted({str(name).split(".")[0] for name in found})
-
-
-def has_half(target: Target) -> bool:
-    """Whether this machine's CPU computes in half precision, as far as the target asks."""
-    return not target.half_isa or bool(target.half_isa & set(facts()["isa"]))
-
-
-def scheme_here(target: Target) -> QuantScheme | None:
-    """The target's integers on this machine's CPU, where the instruction set decides."""
-    module: Any = load_step("to_" + target.name)
-    if not hasattr(module, "scheme_for"):
-        return target.scheme
-    scheme: QuantScheme = module.scheme_for(facts()["isa"])
-    return scheme
 
 
 SEARCH = "quantize_mixed"

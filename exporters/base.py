@@ -76,6 +76,8 @@ class QuantScheme:
         never: ops that must stay float here, with the reason shown to the user.
         fused: ops that the engine makes integer by itself wherever pairs stand around them.
         reduce_range: 7-bit weights, for x86 without VNNI (u8×s8 saturates in 16 bits).
+        explicit: the engine takes Q/DQ pairs as orders: they stand only in front of what computes
+            in integers, whose results and biases stay float.
     """
 
     weight_bits: int = 8
@@ -90,6 +92,7 @@ class QuantScheme:
     never: Mapping[str, str] = field(default_factory=dict)
     fused: FrozenSet[str] = frozenset()
     reduce_range: bool = False
+    explicit: bool = False
 
     @property
     def weight_limit(self) -> int:
@@ -131,6 +134,8 @@ class Target:
         ladder: candidates, most compressed first; those whose data is missing are dropped.
         scheme: its integers, or None.
         device: default device.
+        emulator: the runtime that stands in for scores where `runtime` cannot run; nothing is
+            timed then. None: the target needs its own.
         width_multiple: channel counts the target's kernels like; pruning rounds to it.
     """
 
@@ -143,6 +148,7 @@ class Target:
     half_isa: FrozenSet[str] = frozenset()
     scheme: Optional[QuantScheme] = None
     device: str = "CPU"
+    emulator: Optional[str] = None
     width_multiple: int = 8
 
 
@@ -302,6 +308,12 @@ def _batch_axes(inputs: Sequence[TensorSpec]) -> List[Any]:
     if len(set(fixed)) > 1:
         found = [first for first in found if first == fixed[0] or isinstance(first, str)]
     return found
+
+
+def batch_names(inputs: Sequence[TensorSpec]) -> List[str]:
+    """Names of the free dimensions that stand for the batch, each once."""
+    named = [first for first in _batch_axes(inputs) if isinstance(first, str)]
+    return list(dict.fromkeys(named))
 
 
 def batch_range(

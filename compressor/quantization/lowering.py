@@ -18,8 +18,13 @@ from compressor.quantization.onnx_weights import attribute
 from exporters._onnx_graph import drop_dead_weights, replace
 
 
-def lower(model: Any, graph: Index, kept: set[str]) -> list[str]:
-    """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names."""
+def lower(model: Any, graph: Index, kept: set[str], *, transposed_only: bool = False) -> list[str]:
+    """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names.
+
+    `transposed_only`: an engine that lacks ConvTranspose alone.
+    """
+    if transposed_only:
+        kept = kept | {n.name for n in model.graph.node if n.op_type != "ConvTranspose"}
     names, nodes, done = Names(model.graph), [], []
     sums = {}
     for node in model.graph.node:

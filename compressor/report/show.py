@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from compressor.result import (
     INTEGERS,
+    NOT_RUN,
     Candidate,
     Check,
     Interval,
@@ -220,7 +221,7 @@ def differs(row: LayerRow) -> bool:
 
     A layer fused into another has none of its own; one kept float may run in half precision.
     """
-    if not row.requested or row.achieved == "fused":
+    if not row.requested or row.achieved in ("fused", NOT_RUN):
         return False
     if is_float(row.requested) and is_float(row.achieved):
         return False
@@ -236,13 +237,24 @@ def executed(rows: Sequence[LayerRow]) -> list[LayerRow]:
 def notes(record: RunRecord, candidate: Candidate) -> list[str]:
     """The candidate's notes; the one on its integers with what this CPU multiplies them by."""
     have = sorted(_MULTIPLIES & set(record.host.get("isa") or ()))
-    by = f" ({', '.join(have)})" if have else ""
+    by = f" ({', '.join(have)})" if have and candidate.format != "tensorrt" else ""
     return [note + by if note.startswith(INTEGERS) else note for note in candidate.notes]
 
 
 def integers(record: RunRecord, candidate: Candidate) -> str:
     """Signs, scales and range of a quantized candidate's integers; empty for others."""
     return next((n for n in notes(record, candidate) if n.startswith(INTEGERS)), "")
+
+
+def not_here(target: TargetResult) -> str:
+    """That no engine ran, why, and what to do next; empty where it did."""
+    if not target.without:
+        return ""
+    return (
+        f"no engine was built ({target.without}): scores are {target.emulator}'s on the same file, "
+        f"and nothing was timed. Carry {target.name}/ to the device and run there: "
+        "python3 build_engine.py --result-json r.json"
+    )
 
 
 def twin_of(target: TargetResult) -> Candidate | None:
@@ -255,12 +267,12 @@ def kept_float(candidate: Candidate) -> list[LayerRow]:
 
     Only those that matter: they hold weights, were asked to be integer, or carry a reason.
     """
-    if all(is_float(row.achieved) for row in candidate.layers):
+    if all(is_float(row.precision) for row in candidate.layers):
         return []
     return [
         row
         for row in candidate.layers
-        if is_float(row.achieved)
+        if is_float(row.precision)
         and (row.weight_bytes or row.reason or (row.requested and not is_float(row.requested)))
     ]
 
