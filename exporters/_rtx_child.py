@@ -1,0 +1,120 @@
+"""One TensorRT-RTX build in a process of its own: `python _rtx_child.py request.json`.
+
+A process builds once: after a build that failed, TensorRT-RTX 1.7 compiles the next one's
+convolutions in float. Imports the standard library and the wheel alone. Raises nothing on a model
+that does not compile: what went wrong is in the answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Its compiler numbers things in the order of their addresses, which is random by default: plans of
+# INT8 models then differ from build to build.
+_ADDR_NO_RANDOMIZE = 0x0040000
+_TOLD = ("WARNING", "ERROR", "INTERNAL_ERROR")
+
+
+def main() -> None:
+    """Build what the request says, write the plan, then the answer."""
+    _fix_addresses()
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    answer = build(engine(), request)
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _fix_addresses() -> None:
+    """Start again at fixed addresses where the kernel lets us; containers often do not."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "personality"):
+        return
+    now = libc.personality(0xFFFFFFFF)
+    if now < 0 or now & _ADDR_NO_RANDOMIZE or libc.personality(now | _ADDR_NO_RANDOMIZE) < 0:
+        return
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+
+
+def engine() -> Any:
+    """The wheel's module: the metapackage names it otherwise than the two wheels it stands for."""
+    try:
+        return importlib.import_module("tensorrt_rtx")
+    except ModuleNotFoundError:
+        return importlib.import_module("tensorrt_rtx_bindings")
+
+
+def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Errors by node, warnings, the table of layers, seconds; the plan is in its file."""
+    log = _log(trt)
+    builder = trt.Builder(log)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(typed)
+    began = time.monotonic()
+    parser = trt.OnnxParser(network, log)
+    parsed = parser.parse_from_file(request["model"])
+    errors = [_error(parser.get_error(i)) for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    plan = None
+    if parsed:
+        _set_capabilities(trt, config, request["compute_capabilities"])
+        _set_profile(builder, config, request["profiles"])
+        plan = builder.build_serialized_network(network, config)
+    if plan is not None:
+        Path(request["plan"]).write_bytes(memoryview(plan))
+    return {
+        "version": str(trt.__version__),
+        "parsed": bool(parsed),
+        "built": plan is not None,
+        "errors": errors,
+        "log": log.told,
+        "table": log.table,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps what is said aloud, and of the verbose lines the table of the engine's layers."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.told: list[str] = []
+            self.table: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity.name in _TOLD:
+                self.told.append(f"{severity.name}: {text.strip()}")
+            elif text.startswith("Layers:"):
+                self.table = text.split("\n\n", 1)[0].splitlines()[1:]
+
+    return Log()
+
+
+def _error(error: Any) -> dict[str, str]:
+    return {"node": error.node_name(), "op": error.node_operator(), "text": error.desc()}
+
+
+def _set_capabilities(trt: Any, config: Any, wanted: list[int]) -> None:
+    config.num_compute_capabilities = len(wanted)
+    for i, number in enumerate(wanted):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), i)
+
+
+def _set_profile(builder: Any, config: Any, profiles: dict[str, list[list[int]]]) -> None:
+    if not profiles:
+        return
+    profile = builder.create_optimization_profile()
+    for name, shapes in profiles.items():
+        profile.set_shape(name, *map(tuple, shapes))
+    config.add_optimization_profile(profile)
+
+
+if __name__ == "__main__":
+    main()
