@@ -1,4 +1,4 @@
-"""The integers each CPU engine wants: one declaration per target, for the quantization passes."""
+"""The integers each engine wants: one declaration per target, for the quantization passes."""
 
 from __future__ import annotations
 
@@ -63,6 +63,26 @@ OPENVINO = QuantScheme(
 
 # The same sums in 16 bits (OpenVINO's documentation, "Saturation (overflow) issue workaround").
 OPENVINO_X86 = replace(OPENVINO, reduce_range=True)
+
+# Pairs as TensorRT's documentation on explicit quantization places them ("Q/DQ layer-placement
+# recommendations"): in front of what multiplies weights, on the skip branch of a residual Add, and
+# one scale for all that a Concat joins. Everything else is TensorRT's own business.
+TENSORRT = QuantScheme(
+    activation_signed=True,
+    activation_symmetric=True,
+    explicit=True,
+    ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat"}),
+    passthrough=_MOVING | {"Resize"},
+    never={
+        "Softmax": "normalization stays float on purpose",
+        "LayerNormalization": "normalization stays float on purpose",
+        "InstanceNormalization": "normalization stays float on purpose",
+        "GroupNormalization": "normalization stays float on purpose",
+        "GRU": "TensorRT has no integer GRU",
+        "LSTM": "TensorRT has no integer LSTM",
+        "RNN": "TensorRT has no integer RNN",
+    },
+)
 
 
 def saturates(flags: Collection[str]) -> bool:

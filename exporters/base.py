@@ -76,6 +76,8 @@ class QuantScheme:
         never: ops that must stay float here, with the reason shown to the user.
         fused: ops that the engine makes integer by itself wherever pairs stand around them.
         reduce_range: 7-bit weights, for x86 without VNNI (u8×s8 saturates in 16 bits).
+        explicit: the engine takes Q/DQ pairs as orders: they stand only in front of what computes
+            in integers, whose results and biases stay float.
     """
 
     weight_bits: int = 8
@@ -90,6 +92,7 @@ class QuantScheme:
     never: Mapping[str, str] = field(default_factory=dict)
     fused: FrozenSet[str] = frozenset()
     reduce_range: bool = False
+    explicit: bool = False
 
     @property
     def weight_limit(self) -> int:

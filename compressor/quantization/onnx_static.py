@@ -27,11 +27,13 @@ from compressor.quantization.onnx_branches import (
 from compressor.quantization.onnx_index import Index, Names, index
 from compressor.quantization.onnx_weights import dequantize, output_axis, quantize_int8
 from compressor.quantization.placement import Placement, place
+from compressor.quantization.placement_explicit import place_explicit
 from compressor.quantization.qdq import write_qdq
 from exporters._onnx_graph import graphs
 from exporters.base import Keep, QuantScheme
 from runtimes.base import Feeds
 
+_WITH_BIAS = frozenset({"Conv", "Gemm"})  # whose mean outputs are known from their mean inputs
 SMOOTHING_BATCHES = 8  # the largest values of a channel show early, and only their ratios count
 
 
@@ -68,9 +70,14 @@ def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
 def planned(model: Any, scheme: QuantScheme, keep: Keep) -> tuple[Any, Index, Placement]:
     """`model` itself, lowered in place, its index, and the placement for it."""
     stay = kept(named_nodes(model, nested=True), keep)
-    lower(model, index(model), set(stay))
+    if not scheme.explicit:
+        lower(model, index(model), set(stay))
     graph = index(model)
-    return model, graph, place(graph, scheme, stay)
+    return model, graph, _placed(graph, scheme, stay)
+
+
+def _placed(graph: Index, scheme: QuantScheme, stay: Mapping[str, str]) -> Placement:
+    return (place_explicit if scheme.explicit else place)(graph, scheme, stay)
 
 
 def quantize(
@@ -92,7 +99,7 @@ def quantize(
     smoothed = smooth_outliers(model, graph, plan, scheme, data, threads) if smoothing else []
     if smoothed:
         graph = index(model)
-        plan = place(graph, scheme, kept(named_nodes(model, nested=True), keep))
+        plan = _placed(graph, scheme, kept(named_nodes(model, nested=True), keep))
     ops = {node.name: node.op_type for node in model.graph.node}
     wanted = [
         root for root in dict.fromkeys(plan.roots.values()) if root not in _fixed(graph, plan)
@@ -175,7 +182,7 @@ def mean_axes(graph: Index, layers: Mapping[str, Any]) -> dict[str, tuple[int, .
     axes = {}
     for node in graph.graph.node:
         rank = graph.ranks.get(node.input[0]) if node.name in layers else None
-        if rank is not None and node.op_type != "MatMul":
+        if rank is not None and node.op_type in _WITH_BIAS:
             axes[node.input[0]] = tuple(i for i in range(rank) if i != 1)
     return axes
 
@@ -215,7 +222,7 @@ def correct_biases(
     names, changed = Names(model.graph), []
     for node in model.graph.node:
         mean = (
-            means.get(node.input[0]) if node.name in errors and node.op_type != "MatMul" else None
+            means.get(node.input[0]) if node.name in errors and node.op_type in _WITH_BIAS else None
         )
         if mean is None:
             continue

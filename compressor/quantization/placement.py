@@ -68,7 +68,7 @@ def _why_float(
     if op in scheme.never:
         return scheme.never[op]
     if op in WEIGHTED and op in scheme.ops:
-        return _why_weight_float(graph, kept, node)
+        return why_weight_float(graph, kept, node)
     if op == "HardSigmoid" and min(gate_factors(node)) <= 0:
         return "alpha or beta is not positive, which a scale must be"
     if op == "Resize" and attribute(node, "mode", b"nearest") != b"nearest":
@@ -93,7 +93,13 @@ def gate_factors(node: Any) -> tuple[float, float]:
     return attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
 
 
-def _why_weight_float(graph: Index, kept: Mapping[str, str], node: Any) -> str:
+def why_weight_float(
+    graph: Index, kept: Mapping[str, str], node: Any, *, copied: bool = False
+) -> str:
+    """Why `node`, of a kind that multiplies weights, cannot; empty where it can.
+
+    `copied`: integers are made of a weight that a float node reads too, which keeps its own.
+    """
     weight = graph.weights.get(node.input[1])
     if not set(graph.dynamic_inputs(node)) <= graph.floats:
         return "it does not compute in float32"
@@ -107,7 +113,7 @@ def _why_weight_float(graph: Index, kept: Mapping[str, str], node: Any) -> str:
         return "alpha, beta or transA is set"
     if node.op_type == "MatMul" and len(weight.dims) != 2:
         return f"its weight has rank {len(weight.dims)}, not 2"
-    for other in graph.consumers[weight.name]:
+    for other in [] if copied else graph.consumers[weight.name]:
         if other.op_type not in WEIGHTED or other.name in kept or other.input[1] != weight.name:
             return f"its weight is shared with {other.name}, which is float"
     return ""

@@ -116,7 +116,7 @@ def write_qdq(
             before.append(_guard(node, writer))
         if node.name in plan.weights:
             before += _weight(node, graph, writer, dequantized)
-            if node.op_type == "Gemm" and len(node.input) > 2:
+            if node.op_type == "Gemm" and len(node.input) > 2 and not scheme.explicit:
                 before += _integer_bias(node, graph, writer, grids[sources[node.name]])
         nodes += [*before, node, *after]
     replace(model.graph.node, nodes)
@@ -169,7 +169,7 @@ def _weight(
     per_channel = axis if writer.scheme.weight_per_channel else None
     integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit)
     inputs = [writer.replacement(tensor.name, integers), writer.value("ws", scale)]
-    if node.op_type == "Gemm":  # QGemm alone insists on a zero point
+    if node.op_type == "Gemm" and not writer.scheme.explicit:  # QGemm alone insists on a zero point
         inputs.append(writer.value("wz", np.zeros(scale.shape, np.int8)))
     made = writer.names.new("w")
     dequantized[tensor.name, axis] = made
