@@ -307,6 +307,12 @@ def _batch_axes(inputs: Sequence[TensorSpec]) -> List[Any]:
     return found
 
 
+def batch_names(inputs: Sequence[TensorSpec]) -> List[str]:
+    """Names of the free dimensions that stand for the batch, each once."""
+    named = [first for first in _batch_axes(inputs) if isinstance(first, str)]
+    return list(dict.fromkeys(named))
+
+
 def batch_range(
     inputs: Sequence[TensorSpec], bounds: Optional[Mapping[str, Sequence[int]]] = None
 ) -> Tuple[int, int]:
