@@ -70,8 +70,7 @@ def named_nodes(model: Any, *, nested: bool = False) -> list[Named]:
 def planned(model: Any, scheme: QuantScheme, keep: Keep) -> tuple[Any, Index, Placement]:
     """`model` itself, lowered in place, its index, and the placement for it."""
     stay = kept(named_nodes(model, nested=True), keep)
-    if not scheme.explicit:
-        lower(model, index(model), set(stay))
+    lower(model, index(model), set(stay), transposed_only=scheme.explicit)
     graph = index(model)
     return model, graph, _placed(graph, scheme, stay)
 
