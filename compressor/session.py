@@ -11,7 +11,6 @@ from compressor.engine import Engine
 from compressor.env import Progress, Silent
 from compressor.gates import check_gates
 from compressor.judging import Judge, with_budget
-from compressor.macs import count_macs
 from compressor.metrics.steps import over_steps
 from compressor.modules import import_reference
 from compressor.opening import Opened, open_all, typical_dims
@@ -23,6 +22,7 @@ from compressor.stateful import RecurrentState, Steps
 from compressor.steps import load_step, named_code
 from compressor.store import Store
 from compressor.trials import selecting, trial
+from exporters._onnx_macs import count_macs
 from exporters.base import Context, Samples, Trial
 from runtimes.errors import UsageError
 from runtimes.host import cpu_quota, usable_cpus

@@ -71,9 +71,11 @@ TENSORRT = QuantScheme(
     activation_signed=True,
     activation_symmetric=True,
     explicit=True,
-    ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Concat"}),
+    ops=frozenset({"Conv", "Gemm", "MatMul", "Add", "Concat"}),
     passthrough=_MOVING | {"Resize"},
     never={
+        "ConvTranspose": "TensorRT-RTX runs an integer ConvTranspose in float, and this one makes "
+        "no Conv",
         "Softmax": "normalization stays float on purpose",
         "LayerNormalization": "normalization stays float on purpose",
         "InstanceNormalization": "normalization stays float on purpose",

@@ -22,7 +22,7 @@ from exporters.base import Context, Env, where_installed
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
-REV = 2
+REV = 3
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS: frozenset[str] = frozenset()

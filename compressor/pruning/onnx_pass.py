@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.macs import by_node
 from compressor.pruning import allocate, saliency
 from compressor.pruning.budget import Budget, parse_budget
 from compressor.pruning.costs import CostModel, Measure
@@ -28,6 +27,7 @@ from compressor.pruning.onnx_units import Trace
 from compressor.pruning.outcome import left, of_original
 from compressor.pruning.plan import Kind, Scope, fitted, resolve
 from compressor.quantization.blas import one_blas_thread
+from exporters._onnx_macs import by_node
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env, Samples
 from runtimes.base import Feeds

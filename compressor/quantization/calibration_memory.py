@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.macs import inferred, shapes_of
 from compressor.quantization.calibration import BATCH, BUDGET
 from compressor.quantization.calibration_ranges import BINS
 from compressor.quantization.onnx_branches import has_branches
 from exporters._onnx_graph import fixed_batch, graphs, reads
+from exporters._onnx_macs import inferred, shapes_of
 
 COPIES = 3
 HELD_BYTES = 256 << 20  # of activations that NNCF looks at together

@@ -12,6 +12,8 @@ from compressor.quantization.half_keep import Observer, by_loss, by_rule, decibe
 from compressor.quantization.half_typed import (
     BFLOAT16_OPSET,
     HEAVY,
+    PAIRS,
+    PAIRS_OPSET,
     computes,
     requested,
     settle,
@@ -22,7 +24,7 @@ from compressor.quantization.onnx_index import Index, index
 from compressor.quantization.onnx_static import named_nodes
 from exporters._check import onnx_session, ort_errors, run_onnx
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import load_model, opset_of, save_model
+from exporters._onnx_graph import load_model, name_nodes, opset_of, save_model
 from exporters._onnx_opset import upgrade_opset
 from exporters.base import Context, Env, Refusal
 from runtimes.base import Feeds
@@ -34,7 +36,7 @@ _BATCH = 4  # every tensor of a batch is looked at
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     """A model of which nothing heavy can compute in half."""
-    model = load_model(source.path)
+    model, _ = _loaded(source, options)
     graph = index(model)
     reasons = by_rule(graph, model, options.dtype, kept(named_nodes(model), context.keep), {})
     heavy = [n for n in graph.graph.node if n.op_type in HEAVY and computes(graph, n)]
@@ -47,12 +49,10 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
 
 def run(source: Artifact, options: Any, env: Env) -> Artifact:
     """Decide what stays in float32, type the rest, run both, and write the model."""
-    model, notes = load_model(source.path), list[str]()
+    model, notes = _loaded(source, options)
     if options.dtype == "bfloat16" and opset_of(model) < BFLOAT16_OPSET:
-        model, notes = upgrade_opset(model, BFLOAT16_OPSET)
-        if opset_of(model) < BFLOAT16_OPSET:
-            raise Unsupported("the model cannot be raised to operator set 22: " + " ".join(notes),
-                              where="cast_half")  # fmt: skip
+        raise Unsupported("the model cannot be raised to operator set 22: " + " ".join(notes),
+                          where="cast_half")  # fmt: skip
     graph = index(model)
     user = kept(named_nodes(model), env.context.keep)
     observer = _observer(source, options, env)
@@ -79,6 +79,17 @@ def run(source: Artifact, options: Any, env: Env) -> Artifact:
         env.work, source.format, source.entry, source.inputs, source.outputs, facts
     )
     return require_drop_in(source, artifact)
+
+
+def _loaded(source: Artifact, options: Any) -> tuple[Any, list[str]]:
+    """The model at an operator set in which its nodes can be typed, each node with a name."""
+    model, notes = load_model(source.path), list[str]()
+    name_nodes(model)
+    if options.dtype == "bfloat16":
+        return upgrade_opset(model, BFLOAT16_OPSET)
+    if any(node.op_type in PAIRS for node in model.graph.node):
+        return upgrade_opset(model, PAIRS_OPSET)
+    return model, notes
 
 
 def _observer(source: Artifact, options: Any, env: Env) -> Observer | None:
@@ -157,7 +168,8 @@ def _facts(
         if row["requested"] not in {"float32", options.dtype}
     }
     rows = [integer.get(row["layer"], row) for row in rows]
-    told = f"{len(half)} of {len(rows)} layers compute in {options.dtype}"
+    done = sum(row["requested"] == options.dtype for row in rows)
+    told = f"{done} of {len(rows)} layers compute in {options.dtype}"
     if reached is not None:
         told += f"; outputs have {reached:.0f} dB over their error on calibration data"
     return {

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from compressor.quantization.half_typed import Typing, computes, emulated, settle, why_not
+from compressor.quantization.half_typed import (
+    HEAVY,
+    PAIRS,
+    Typing,
+    computes,
+    emulated,
+    settle,
+    why_not,
+)
 from compressor.quantization.onnx_index import Index
 from exporters._check import onnx_session, run_onnx
 from runtimes.base import Feeds
@@ -91,7 +99,18 @@ def by_rule(
             why = _beyond(graph, node, peaks)
         if why:
             reasons[node.name] = why
-    return reasons
+    return {**reasons, **_with_their_scales(graph, reasons)}
+
+
+def _with_their_scales(graph: Index, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Products whose operand is dequantized in float32: a cast in between would undo their INT8."""
+    found: dict[str, str] = {}
+    for node in graph.graph.node:
+        makers = [graph.producers.get(name) for name in node.input] if node.op_type in HEAVY else []
+        for maker in makers:
+            if maker is not None and maker.op_type in PAIRS and maker.name in reasons:
+                found.setdefault(node.name, reasons[maker.name])
+    return found
 
 
 def _beyond(graph: Index, node: Any, peaks: Mapping[str, float] | None) -> str:

@@ -23,13 +23,15 @@ from exporters._onnx_graph import (
     subgraphs,
 )
 
+PAIRS_OPSET = 19  # the first in which QuantizeLinear and DequantizeLinear have scales in half
+PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 BFLOAT16_OPSET = 22  # the first in which convolutions, pooling and recurrent layers have it
 # Nodes whose arithmetic is worth a conversion of their inputs.
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 # Outputs whose type does not follow from the inputs', and what deals in integers.
 _NEVER = frozenset(
-    {"ConstantOfShape", "Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
-     "EyeLike", "RandomNormal", "RandomUniform", "Range", "Shape", "Size", "Bernoulli"}
+    {"ConstantOfShape", "Constant", "DynamicQuantizeLinear", "EyeLike", "RandomNormal",
+     "RandomUniform", "Range", "Shape", "Size", "Bernoulli"}
 )  # fmt: skip
 
 
@@ -144,7 +146,7 @@ class _Caster:
 
     def write(self) -> Any:
         for node in self.model.graph.node:
-            wants = node.name in self.half
+            wants = node.name in self.half or self._quantizes_half(node)
             for i, name in enumerate(node.input):
                 if name in self.graph.floats:
                     node.input[i] = self._as(name, wants and self.typing.takes(node, i))
@@ -157,6 +159,10 @@ class _Caster:
         drop_dead_weights(self.model.graph)
         take_over_names(self.model.graph, {new: old for old, new in self.stored.items()})
         return self.model
+
+    def _quantizes_half(self, node: Any) -> bool:
+        """A scale is of the type of what it divides."""
+        return node.op_type == "QuantizeLinear" and node.input[0] in self.halves
 
     def _as(self, name: str, half: bool) -> str:
         """The tensor `name` as half or as float32, cast once where it is not."""
@@ -295,5 +301,5 @@ def requested(
             "reason": "" if node.name in half else reasons.get(node.name, "between float32 layers"),
         }
         for node in graph.graph.node
-        if computes(graph, node)
+        if computes(graph, node) and node.op_type not in PAIRS
     ]

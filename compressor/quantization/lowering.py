@@ -19,15 +19,19 @@ from exporters._onnx_graph import drop_dead_weights, replace
 
 
 def lower(model: Any, graph: Index, kept: set[str], *, transposed_only: bool = False) -> list[str]:
-    """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names."""
+    """Rewrite what has no integer kernel in place, nodes in `kept` apart; returns their names.
+
+    `transposed_only`: an engine that lacks ConvTranspose alone.
+    """
+    if transposed_only:
+        kept = kept | {n.name for n in model.graph.node if n.op_type != "ConvTranspose"}
     names, nodes, done = Names(model.graph), [], []
     sums = {}
     for node in model.graph.node:
         if node.name in sums:
             continue
-        passed = node.name in kept or (transposed_only and node.op_type != "ConvTranspose")
-        made = None if passed else _lowered(node, graph, names, model.graph)
-        if made is None and not transposed_only and (row := _row_added(node, graph, kept)):
+        made = None if node.name in kept else _lowered(node, graph, names, model.graph)
+        if made is None and (row := _row_added(node, graph, kept)):
             made, sums[row.name] = [_gemm(node, row, graph)], node.name
         nodes += made or [node]
         if made:

@@ -1,7 +1,7 @@
 """Which tensors get Q/DQ pairs for an engine that takes them as orders (TensorRT).
 
-- Conv, ConvTranspose, Gemm and MatMul with a constant weight read a pair. Their results stay float:
-  a pair between such a node and its activation would keep the engine from fusing the two.
+- Conv, Gemm and MatMul with a constant weight read a pair. Their results stay float: a pair between
+  such a node and its activation would keep the engine from fusing the two.
 - An Add that such a convolution alone feeds is computed together with it; the other operand, the
   skip branch, is read through a pair, or the whole would come out in float.
 - What moves values, and what a Concat joins, keeps one scale wherever a pair stands on both sides:
@@ -18,11 +18,8 @@ from typing import Any
 
 from compressor.quantization.onnx_index import Index
 from compressor.quantization.onnx_weights import attribute
-from compressor.quantization.placement import SHAPING, Placement, why_weight_float
+from compressor.quantization.placement import SHAPING, WEIGHTED, Placement, why_weight_float
 from exporters.base import QuantScheme
-
-MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
 def place_explicit(graph: Index, scheme: QuantScheme, kept: Mapping[str, str]) -> Placement:
@@ -33,7 +30,7 @@ def place_explicit(graph: Index, scheme: QuantScheme, kept: Mapping[str, str]) -
         reason = kept.get(node.name) or _why_float(graph, scheme, kept, node)
         if reason:
             made.reasons[node.name] = reason
-        elif node.op_type in MULTIPLYING:
+        elif node.op_type in WEIGHTED:
             made.integer.append(node.name)
             made.weights[node.name] = node.input[1]
             made.roots[node.input[0]] = node.input[0]
@@ -50,10 +47,8 @@ def place_explicit(graph: Index, scheme: QuantScheme, kept: Mapping[str, str]) -
 def _why_float(graph: Index, scheme: QuantScheme, kept: Mapping[str, str], node: Any) -> str:
     if node.op_type in scheme.never:
         return scheme.never[node.op_type]
-    if node.op_type not in MULTIPLYING or node.op_type not in scheme.ops:
+    if node.op_type not in WEIGHTED or node.op_type not in scheme.ops:
         return ""
-    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
-        return "a scale per output channel of a grouped ConvTranspose cannot be written"
     return why_weight_float(graph, kept, node, copied=True)
 
 
@@ -81,10 +76,7 @@ def _is_branch(graph: Index, made: Placement, name: str) -> bool:
     maker = graph.producers.get(name)
     alone = graph.only_consumer(name) is not None
     return bool(
-        maker is not None
-        and alone
-        and maker.name in made.weights
-        and maker.op_type in _CONVOLUTIONS
+        maker is not None and alone and maker.name in made.weights and maker.op_type == "Conv"
     )
 
 

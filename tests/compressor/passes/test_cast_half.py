@@ -7,6 +7,7 @@ from onnx.reference import ReferenceEvaluator
 
 from compressor.quantization.half import castable
 from compressor.quantization.ledger import ledger
+from exporters._schemes import TENSORRT
 from exporters.base import Keep
 from runtimes.errors import Unsupported, UsageError
 from tests import models
@@ -214,10 +215,22 @@ def test_integers_stay_integers(tmp_path):
     given = apply(tmp_path, prepared(tmp_path, "transformer_block"), "quantize_static")
     made, proto = typed(tmp_path, given)
     assert "int8" in {row["requested"] for row in requested(made).values()}
-    kinds = types_of(proto)
+    kinds = types_of(proto) | {t.name: t.data_type for t in proto.graph.initializer}
     quantize = [n for n in proto.graph.node if n.op_type == "QuantizeLinear"]
-    assert all(kinds[n.input[0]] == FLOAT for n in quantize)
+    assert all(kinds[n.input[0]] == kinds[n.input[1]] for n in quantize)
+    assert {kinds[n.input[0]] for n in quantize} == {FLOAT, HALF}
     assert sqnr_db(given, made) > 30
+
+
+def test_no_cast_stands_between_integers_and_the_product_that_reads_them(tmp_path):
+    scheme = {"scheme": TENSORRT}
+    given = apply(tmp_path, prepared(tmp_path, "convnet"), "quantize_static", **scheme)
+    made, proto = typed(tmp_path, given)
+    makers = {name: n for n in proto.graph.node for name in n.output}
+    for layer in (n for n in proto.graph.node if n.op_type in {"Conv", "Gemm"}):
+        assert [makers[name].op_type for name in layer.input[:2]] == ["DequantizeLinear"] * 2
+        assert types_of(proto)[layer.output[0]] == HALF
+    assert sqnr_db(given, made) > 35
 
 
 def test_a_branch_reads_float32(tmp_path):

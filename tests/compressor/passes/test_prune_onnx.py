@@ -64,7 +64,7 @@ def test_budget_is_met(measure, tmp_path):
 
 
 def test_macs_are_those_of_the_file(tmp_path):
-    from compressor.macs import count_macs
+    from exporters._onnx_macs import count_macs
 
     source, made = pruned(tmp_path, keep={"macs": "60%"})
     assert made.facts["macs_before"] == count_macs(source.path, {})

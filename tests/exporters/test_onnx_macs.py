@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compressor.macs import count_macs
+from exporters._onnx_macs import count_macs
 from tests import models
 
 

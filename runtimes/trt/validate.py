@@ -1,0 +1,105 @@
+"""Engine file → its layers, its numbers beside the reference's, its times; in a child process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+import numpy as np
+
+from . import api, compare, layers
+from .cuda import Cuda
+from .errors import TrtError
+from .session import Engine
+from .timing import Plan, measure
+
+
+def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
+    """Look into an engine, run it on the reference inputs, time it.
+
+    Args:
+        job: `api`, `engine` and `reference` (paths), `gpu`, `inputs` and `layers` (as in trt.json),
+            `seconds` (0: no timing), `batches` (sizes, or empty for the profile's `opt`), `graph`
+            (list of booleans).
+
+    Returns:
+        layers, numeric, timing (a list), memory (bytes), notes.
+    """
+    trt, cuda = api.load(job["api"]), Cuda(int(job["gpu"]))
+    before = cuda.memory()[0]
+    engine = Engine(trt, cuda, Path(job["engine"]).read_bytes())
+    try:
+        feeds, expected = compare.read_reference(Path(job["reference"]))
+        _say("comparing with the reference outputs")
+        calls = compare.batches(feeds, job["inputs"])
+        numeric = compare.compare(compare.run_all(engine.run, feeds, calls), expected)
+        loaded = cuda.memory()[0]
+        notes: List[str] = []
+        timing = _times(engine, feeds, job, notes) if job["seconds"] else []
+        return {
+            "layers": _layers(trt, engine, job["layers"], notes),
+            "numeric": numeric,
+            "timing": timing,
+            "memory": {
+                "gpu_used_bytes": max(0, before - loaded),
+                "activation_bytes": api.activation_bytes(engine.engine),
+            },
+            "notes": notes,
+        }
+    finally:
+        engine.close()
+        cuda.close()
+
+
+def _layers(
+    trt: Any, engine: Engine, wanted: Sequence[Mapping[str, Any]], notes: List[str]
+) -> Dict[str, Any]:
+    found = layers.read_layers(api.inspector_json(trt, engine.engine))
+    counted = layers.count(found, wanted)
+    for name in counted["fell_back"]:
+        notes.append(f"{name} was to run in INT8 and runs in float")
+    return counted
+
+
+def _times(
+    engine: Engine, feeds: compare.Arrays, job: Mapping[str, Any], notes: List[str]
+) -> List[Dict[str, Any]]:
+    made = []
+    plan = Plan(duration_ms=1e3 * float(job["seconds"]))
+    for batch in job["batches"] or [None]:
+        sized = resized(feeds, job["inputs"], batch)
+        for graph in job["graph"]:
+            bound = engine.bind(sized)
+            try:
+                if graph:
+                    bound.use_graph()
+                _say("timing" + (" with a CUDA graph" if graph else ""))
+                taken = measure(engine.cuda, engine.stream, bound, plan)
+                made.append({"graph": graph, "batch": compare.rows(sized), **taken})
+            except TrtError as error:
+                if not graph:
+                    raise
+                notes.append(f"no CUDA graph: {error.what}")
+            finally:
+                bound.close()
+    return made
+
+
+def resized(
+    feeds: compare.Arrays, specs: Sequence[Mapping[str, Any]], batch: Any
+) -> compare.Arrays:
+    """The reference inputs repeated or cut to the profile's `opt` shapes, or to a batch size."""
+    made = {}
+    for spec in specs:
+        given = feeds[spec["name"]]
+        shape = list(spec.get("opt") or given.shape)
+        if batch is not None and shape and isinstance(spec["shape"][0], str):
+            shape[0] = int(batch)
+        made[spec["name"]] = np.resize(given, shape)
+    return made
+
+
+def _say(text: str) -> None:
+    sys.stderr.write("validate: " + text + "\n")
+    sys.stderr.flush()
