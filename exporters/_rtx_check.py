@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters._rtx_compile import Outcome, Problem, Profiles, compile_plan
+from exporters._rtx_compile import Inputs, Outcome, Problem, compile_plan
 from exporters._rtx_layers import EngineLayer, EngineTensor
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -168,7 +168,7 @@ def problems(model: Any, outcome: Outcome, found: Sequence[Row]) -> list[Problem
 def proxy_check(
     path: Path,
     capabilities: Sequence[int],
-    profiles: Profiles,
+    inputs: Inputs,
     macs: Mapping[str, int],
     *,
     limit_s: float = _LIMIT_S,
@@ -181,7 +181,7 @@ def proxy_check(
     Args:
         path: the ONNX file.
         capabilities: of `_rtx_compile.CAPABILITIES`.
-        profiles: for inputs with free dimensions.
+        inputs: names and shapes, for those with free dimensions.
         macs: node → multiply-accumulates, to weigh layers with.
         limit_s: longest time for it.
     """
@@ -189,7 +189,7 @@ def proxy_check(
 
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "proxy.rtx.plan"
-        outcome = compile_plan(path, plan, capabilities, profiles, limit_s=limit_s)
+        outcome = compile_plan(path, plan, capabilities, inputs, limit_s=limit_s)
     model = onnx.load(path, load_external_data=False)
     found = rows(model, outcome.layers, macs) if outcome.compiled else []
     return {

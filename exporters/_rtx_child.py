@@ -1,20 +1,21 @@
-"""One TensorRT-RTX build in a process of its own: `python _rtx_child.py request.json`.
+"""One TensorRT-RTX build in a process of its own: `python -m exporters._rtx_child request.json`.
 
 A process builds once: after a build that failed, TensorRT-RTX 1.7 compiles the next one's
-convolutions in float. Imports the standard library and the wheel alone. Raises nothing on a model
-that does not compile: what went wrong is in the answer.
+convolutions in float. It raises nothing on a model that does not compile: what went wrong is in the
+answer.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from runtimes.trt import api
 
 # Its compiler numbers things in the order of their addresses, which is random by default: plans of
 # INT8 models then differ from build to build.
@@ -26,7 +27,7 @@ def main() -> None:
     """Build what the request says, write the plan, then the answer."""
     _fix_addresses()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    answer = build(engine(), request)
+    answer = build(api.load("tensorrt_rtx"), request)
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
@@ -41,20 +42,11 @@ def _fix_addresses() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
 
 
-def engine() -> Any:
-    """The wheel's module: the metapackage names it otherwise than the two wheels it stands for."""
-    try:
-        return importlib.import_module("tensorrt_rtx")
-    except ModuleNotFoundError:
-        return importlib.import_module("tensorrt_rtx_bindings")
-
-
 def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Errors by node, warnings, the table of layers, seconds; the plan is in its file."""
     log = _log(trt)
     builder = trt.Builder(log)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
+    network = builder.create_network(api.network_flags(trt))
     began = time.monotonic()
     parser = trt.OnnxParser(network, log)
     parsed = parser.parse_from_file(request["model"])
@@ -64,7 +56,7 @@ def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     plan = None
     if parsed:
         _set_capabilities(trt, config, request["compute_capabilities"])
-        _set_profile(builder, config, request["profiles"])
+        api.add_profile(network, config, builder, request["inputs"])
         plan = builder.build_serialized_network(network, config)
     if plan is not None:
         Path(request["plan"]).write_bytes(memoryview(plan))
@@ -105,15 +97,6 @@ def _set_capabilities(trt: Any, config: Any, wanted: list[int]) -> None:
     config.num_compute_capabilities = len(wanted)
     for i, number in enumerate(wanted):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), i)
-
-
-def _set_profile(builder: Any, config: Any, profiles: dict[str, list[list[int]]]) -> None:
-    if not profiles:
-        return
-    profile = builder.create_optimization_profile()
-    for name, shapes in profiles.items():
-        profile.set_shape(name, *map(tuple, shapes))
-    config.add_optimization_profile(profile)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from exporters import _rtx_child
+import exporters
 from exporters._rtx_layers import EngineLayer, parse_table
 from runtimes.errors import BadArtifact, UsageError
 
@@ -24,7 +24,9 @@ PACKAGES = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 FIX = "pip install 'edge-compressor[tensorrt-rtx]'"
 _MAGIC = b"vtrt"
 
-Profiles = Mapping[str, Sequence[Sequence[int]]]  # input → smallest, usual, largest shape
+_COMMAND = (sys.executable, "-m", "exporters._rtx_child")
+
+Inputs = Sequence[Mapping[str, Any]]  # `name`, `min`, `opt` and `max` shape of each, as in trt.json
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def compile_plan(
     model: Path,
     plan: Path,
     capabilities: Sequence[int],
-    profiles: Profiles,
+    inputs: Inputs,
     *,
     limit_s: float,
 ) -> Outcome:
@@ -103,19 +105,19 @@ def compile_plan(
         model: the file; its precision is in its types.
         plan: where the plan goes.
         capabilities: compute capabilities it is to run on, as 86; all of `CAPABILITIES`.
-        profiles: for inputs with free dimensions.
+        inputs: names and shapes, for those with free dimensions.
         limit_s: the process is ended after so many seconds.
     """
     if why := missing():
         return Outcome(why_not=why)
     with tempfile.TemporaryDirectory(prefix=".rtx-", dir=plan.parent) as folder:
-        work = Path(folder)
+        work = Path(folder).resolve()
         request = {
             "model": str(model.resolve()),
             "plan": str(work / "plan"),
             "answer": str(work / "answer.json"),
             "compute_capabilities": list(capabilities),
-            "profiles": {name: [list(s) for s in shapes] for name, shapes in profiles.items()},
+            "inputs": [dict(spec) for spec in inputs],
         }
         (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if why := _run(work, limit_s):
@@ -144,11 +146,11 @@ def compile_plan(
 
 def _run(work: Path, limit_s: float) -> str:
     """Why the process left no answer; empty where it did."""
-    command = [sys.executable, str(Path(_rtx_child.__file__)), str(work / "request.json")]
     with (work / "log").open("wb") as log:
         try:
             done = subprocess.run(
-                command,
+                [*_COMMAND, str(work / "request.json")],
+                cwd=Path(exporters.__file__).parent.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

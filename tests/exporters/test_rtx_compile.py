@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from exporters import _rtx_child, _rtx_compile
+from exporters import _rtx_compile
+from exporters._onnx_graph import specs
 from exporters._rtx_check import Row, counts, problems, proxy_check, rows
 from exporters._rtx_compile import Outcome, check_capabilities, compile_plan, missing, plan_version
 from exporters._rtx_layers import parse_table
+from exporters._trt_profiles import profile
 from runtimes.errors import BadArtifact, UsageError
 from tests.exporters import rtx_models
 
@@ -51,20 +55,13 @@ def compiled(
 ) -> tuple[Outcome, list[Row]]:
     path = folder / "model.onnx"
     onnx.save(model, path)
-    outcome = compile_plan(path, folder / "m.rtx.plan", sms, profiles(model), limit_s=60)
+    outcome = compile_plan(path, folder / "m.rtx.plan", sms, inputs_of(model), limit_s=60)
     return outcome, rows(model, outcome.layers, {})
 
 
-def profiles(model: onnx.ModelProto) -> Mapping[str, list[list[int]]]:
-    found = {}
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if any(d.dim_param for d in dims):
-            sides = range(3)
-            found[value.name] = [
-                [SIZES.get(d.dim_param, [d.dim_value] * 3)[i] for d in dims] for i in sides
-            ]
-    return found
+def inputs_of(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    found, _ = specs(model)
+    return [profile(spec, {"": SIZES}, found) for spec in found]
 
 
 def test_a_table_is_read_with_the_nodes_that_were_fused():
@@ -105,9 +102,9 @@ def test_a_capability_it_has_no_code_for_is_named_before_work(wanted):
 def test_a_compiler_that_dies_or_hangs_leaves_nothing(script, why, tmp_path, monkeypatch):
     child = tmp_path / "child.py"
     child.write_text(script)
-    monkeypatch.setattr(_rtx_child, "__file__", str(child))
+    monkeypatch.setattr(_rtx_compile, "_COMMAND", (sys.executable, str(child)))
     monkeypatch.setattr(_rtx_compile, "missing", str)
-    outcome = compile_plan(tmp_path / "m.onnx", tmp_path / "m.plan", [86], {}, limit_s=1)
+    outcome = compile_plan(tmp_path / "m.onnx", tmp_path / "m.plan", [86], [], limit_s=1)
     assert why in outcome.why_not
     assert not outcome.compiled
     assert list(tmp_path.iterdir()) == [child]
@@ -116,7 +113,7 @@ def test_a_compiler_that_dies_or_hangs_leaves_nothing(script, why, tmp_path, mon
 def test_without_the_wheel_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(_rtx_compile.util, "find_spec", lambda name: None)
     onnx.save(rtx_models.plain("mlp"), tmp_path / "m.onnx")
-    found = proxy_check(tmp_path / "m.onnx", [86], {}, {})
+    found = proxy_check(tmp_path / "m.onnx", [86], [], {})
     assert not found["compiled"]
     assert "edge-compressor[tensorrt-rtx]" in found["why_not"]
     assert found["text"] == "not compiled with TensorRT-RTX; Orin/Thor engine not built"
@@ -210,7 +207,7 @@ class TestWithTheWheel:
         model = rtx_models.int8("mlp")
         onnx.save(model, tmp_path / "m.onnx")
         made = proxy_check(
-            tmp_path / "m.onnx", [86], profiles(model), {"fc1": 50_176, "fc2": 4_096}
+            tmp_path / "m.onnx", [86], inputs_of(model), {"fc1": 50_176, "fc2": 4_096}
         )
         assert (
             made["text"] == "compiled for SM86 with TensorRT-RTX 1.7.1; Orin/Thor engine not built"
