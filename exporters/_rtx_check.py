@@ -185,18 +185,24 @@ def proxy_check(
         macs: node → multiply-accumulates, to weigh layers with.
         limit_s: longest time for it.
     """
-    import onnx
-
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "proxy.rtx.plan"
         outcome = compile_plan(path, plan, capabilities, inputs, limit_s=limit_s)
+    return described(path, outcome, capabilities, macs)
+
+
+def described(
+    path: Path, outcome: Outcome, capabilities: Sequence[int], macs: Mapping[str, int]
+) -> dict[str, Any]:
+    """The outcome for the model in `path` as plain JSON, the same every time."""
+    import onnx
+
     model = onnx.load(path, load_external_data=False)
     found = rows(model, outcome.layers, macs) if outcome.compiled else []
     return {
         "version": outcome.version,
         "compute_capabilities": list(capabilities),
         "compiled": outcome.compiled,
-        "seconds": outcome.seconds,
         "plan_bytes": outcome.plan_bytes,
         "layers": counts(found),
         "problems": [asdict(problem) for problem in problems(model, outcome, found)],

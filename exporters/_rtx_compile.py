@@ -16,7 +16,7 @@ from typing import Any
 
 import exporters
 from exporters._rtx_layers import EngineLayer, parse_table
-from runtimes.errors import BadArtifact, UsageError
+from runtimes.errors import BadArtifact
 
 # What the library has code for. Orin (87), Hopper (90) and Thor (110) are TensorRT's alone.
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
@@ -65,24 +65,9 @@ class Outcome:
         return not self.why_not
 
 
-def check_capabilities(wanted: Sequence[int], where: str) -> None:
-    """`UsageError` naming the first that TensorRT-RTX has no code for: one fails the whole plan."""
-    for number in wanted:
-        if number not in CAPABILITIES:
-            raise UsageError(
-                f"TensorRT-RTX does not compile for SM{number}",
-                where=where,
-                expected="compute capabilities of " + ", ".join(map(str, CAPABILITIES)),
-                got=str(number),
-                fix=f"leave {number} out; engines for Jetson and data centres are TensorRT's",
-            )
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise UsageError(
-            "compute capabilities are missing or named twice",
-            where=where,
-            expected="each once, for example [86, 89]",
-            got=str(list(wanted)),
-        )
+def unknown_capabilities(wanted: Sequence[int]) -> list[int]:
+    """Those that TensorRT-RTX has no code for; a single one would fail the whole plan."""
+    return [number for number in wanted if number not in CAPABILITIES]
 
 
 def missing() -> str:

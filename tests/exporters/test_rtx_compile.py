@@ -15,10 +15,16 @@ import pytest
 from exporters import _rtx_compile
 from exporters._onnx_graph import specs
 from exporters._rtx_check import Row, counts, problems, proxy_check, rows
-from exporters._rtx_compile import Outcome, check_capabilities, compile_plan, missing, plan_version
+from exporters._rtx_compile import (
+    Outcome,
+    compile_plan,
+    missing,
+    plan_version,
+    unknown_capabilities,
+)
 from exporters._rtx_layers import parse_table
 from exporters._trt_profiles import profile
-from runtimes.errors import BadArtifact, UsageError
+from runtimes.errors import BadArtifact
 from tests.exporters import rtx_models
 
 wheel = [pytest.mark.rtx, pytest.mark.skipif(bool(missing()), reason=missing() or "it is here")]
@@ -84,11 +90,8 @@ def test_integer_weights_beside_float_activations_are_multiplied_in_float():
     assert counts(made)["int8_mac_share"] == 0
 
 
-@pytest.mark.parametrize("wanted", [[86, 87], [90], [], [86, 86]])
-def test_a_capability_it_has_no_code_for_is_named_before_work(wanted):
-    with pytest.raises(UsageError) as error:
-        check_capabilities(wanted, "target tensorrt_rtx")
-    assert all(f"SM{number}" in str(error.value) for number in wanted if number in {87, 90})
+def test_capabilities_it_has_no_code_for_are_found_before_work():
+    assert unknown_capabilities([75, 86, 87, 90, 110, 121]) == [87, 90, 110]
 
 
 @pytest.mark.parametrize(
