@@ -141,7 +141,7 @@ def diagnosed(
         source = float_model(engine, planned, compressed)
         engine.progress.begin(f"{planned.target.name} {candidate.name}: damage per layer")
         found: Divergence = divergence(
-            source, artifact, engine.data["calibration"], runtime=planned.target.runtime
+            source, artifact, engine.data["calibration"], runtime=planned.runs_on[0]
         )
         candidate = replace(candidate, divergence=found)
         if precision := precision_of(candidate):

@@ -162,12 +162,17 @@ class Judge:
             return None
         return compare(self.metric, self.base, candidate, self.seed)
 
-    def as_score(self, found: Evaluation | None, engine: str, reason: str) -> Score:
-        """An evaluation as `run.json` keeps it."""
+    def as_score(
+        self, found: Evaluation | None, engine: str, reason: str, without: str = ""
+    ) -> Score:
+        """An evaluation as `run.json` keeps it; `without` says why another engine stood in."""
         name = self.metric.name if self.metric else ""
         if found is None:
             return Score(name, None, status="not_judged", reason=reason)
         better = bool(self.metric.higher_is_better) if self.metric else True
+        if without:
+            why = f"{engine} stood in on the same file: {without}"
+            return Score(name, found.value, better, found.n, "emulated", why, engine)
         return Score(name, found.value, better, found.n, engine=engine)
 
     def time(

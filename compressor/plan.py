@@ -57,8 +57,16 @@ class PlannedTarget:
     rungs: tuple[PlannedRung, ...]
     gates: tuple[Gate, ...]
     explicit: bool = False
+    without: str = ""  # why its engine is not here, where another one stands in
     recurrent: tuple[str, ...] = ()  # what becomes of recurrent layers, where that was looked at
     memory: str = ""  # what calibration will hold, where that can be told
+
+    @property
+    def runs_on(self) -> tuple[str, str]:
+        """Runtime and device that answer for it here: its own, or what stands in for scores."""
+        if self.without:
+            return str(self.target.emulator), "CPU"
+        return self.target.runtime, self.context.device
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class _Planner:
     context: Context
     labelled: bool = True
     problems: list[Problem] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)  # target → why its engine is not here
 
     def plan(self) -> Plan:
         contexts = {name: self._context(name) for name in self.recipe.targets}
@@ -123,7 +132,10 @@ class _Planner:
             self._caught(error)
             return Context()
         spec = self.recipe.target(name)
-        if reason := load_runtime(target.runtime).missing():
+        reason = load_runtime(target.runtime).missing()
+        if reason and target.emulator:
+            self.absent[name] = reason
+        elif reason:
             fix = f"pip install 'edge-compressor[{EXTRA_OF.get(name, name)}]'"
             self._problem(where, f"{target.runtime} cannot run here: {reason}", fix=fix, code=4)
         elif spec.device and spec.device.split(".")[0] not in (there := devices_of(target)):
@@ -165,7 +177,13 @@ class _Planner:
                 for r in target.ladder
             ]
         return PlannedTarget(
-            target, context, tuple(twins), tuple(rungs), self._gates(name), own is not None
+            target,
+            context,
+            tuple(twins),
+            tuple(rungs),
+            self._gates(name),
+            own is not None,
+            self.absent.get(name, ""),
         )
 
     def _rung(

@@ -13,6 +13,7 @@ RUN_SCHEMA = 1
 # A quantizing step's note on its integers begins so; reports give it a line of its own.
 INTEGERS = "INT8: "
 UNCONVERGED = "calibration has not converged: "  # so does one that is a warning of the run as well
+NOT_RUN = "not run"  # what a layer achieved where its engine is not on this machine
 State = Literal["pass", "fail", "inconclusive", "not_judged"]
 Interval = tuple[float, float]
 
@@ -109,6 +110,11 @@ class LayerRow:
     time_ns: int | None = None
     reason: str = ""
     beside: list[str] = field(default_factory=list)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: as the engine says, or as asked where that did not run."""
+        return self.requested if self.achieved == NOT_RUN else self.achieved
 
 
 @dataclass(frozen=True)
@@ -253,7 +259,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """A target's outcome: what shipped and why, and everything that was tried."""
+    """A target's outcome: what shipped and why, and everything that was tried.
+
+    `emulator` is the runtime that gave the scores where the target's own is not on this machine,
+    and `without` says why it is not; nothing was timed then.
+    """
 
     name: str
     state: State
@@ -262,6 +272,8 @@ class TargetResult:
     reason: str = ""
     runtime: str = ""
     device: str = ""
+    emulator: str = ""
+    without: str = ""
     package: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)

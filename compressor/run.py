@@ -145,8 +145,8 @@ class _Run:
 
     def _package(self, planned: PlannedTarget, shipped: Artifact, result: TargetResult) -> Path:
         feeds = self.judge.feeds(shipped, self.judge.batch_near(shipped, PACKAGE_BATCH))[0]
-        engine = load_runtime(planned.target.runtime)
-        with engine.open_session(shipped, threads=1, device=planned.context.device) as session:
+        runtime, device = planned.runs_on
+        with load_runtime(runtime).open_session(shipped, threads=1, device=device) as session:
             outputs = session.run(feeds)
         provenance = {
             "source": self.engine.source.digest(),

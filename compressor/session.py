@@ -217,8 +217,7 @@ class Session:
     ) -> Trial:
         """A searching step's attempt through the rest of its list, on selection data."""
         planned = next((t for t in self.plan.targets if t.target.name == target), None)
-        runtime = planned.target.runtime if planned else "onnxruntime"
-        device = planned.context.device if planned else "CPU"
+        runtime, device = planned.runs_on if planned else ("onnxruntime", "CPU")
         made = self.engine.advance(artifact, rest, "trial")
         if self._chooser is None:
             self._chooser = selecting(self.judge, self.opened.data, self.request.base_dir)

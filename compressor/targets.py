@@ -15,7 +15,9 @@ from compressor.memory import release
 from compressor.package import coded_size
 from compressor.plan import PlannedRung, PlannedTarget
 from compressor.quantization.ledger import ledger
+from compressor.quantization.precision import layer_table
 from compressor.result import (
+    NOT_RUN,
     Candidate,
     Check,
     Failure,
@@ -48,13 +50,16 @@ def run_target(
     Past `deadline` (of the monotonic clock) no further candidate is begun, and steps are stopped.
     """
     name = planned.target.name
+    engine_here = planned.runs_on[0]
     blank = TargetResult(
         name,
         "fail",
         1,
         runtime=planned.target.runtime,
         device=planned.context.device,
-        versions=load_runtime(planned.target.runtime).versions(),
+        emulator=engine_here if planned.without else "",
+        without=planned.without,
+        versions=load_runtime(engine_here).versions(),
     )
     try:
         runner = _Runner(planned, engine, judging, reference, Deadline(deadline))
@@ -132,7 +137,9 @@ class _Runner:
                 size_bytes=artifact.size_bytes,
                 package_bytes=coded_size(artifact),
                 steps=[_spelled(s.name, options_json(s.options)) for s in rung.steps],
-                score=self.judging.as_score(found, self.planned.target.runtime, why),
+                score=self.judging.as_score(
+                    found, self._where()[0], why, self.planned.without if found else ""
+                ),
                 comparison=self.judging.compare(found),
                 ledger=ledger(artifact),
                 drift=self.judging.drift(artifact, *self._where()),
@@ -151,7 +158,7 @@ class _Runner:
             raise Unsupported("no step of this candidate takes the model", [], where=rung.name)
 
     def _where(self) -> tuple[str, str]:
-        return self.planned.target.runtime, self.planned.context.device
+        return self.planned.runs_on
 
     def climb(self, twins: list[Built], compressed: Artifact) -> list[Built]:
         """The ladder from its most compressed rung until one passes."""
@@ -180,19 +187,32 @@ class _Runner:
     def _judged(self, built: Built, twins: list[Built]) -> Built:
         """Size and accuracy first: what fails them is not worth a minute of timing."""
         checks = self._checks(built.candidate, timed=False)
-        if combine(checks) != "fail":
+        if combine(checks) != "fail" and self.planned.without:
+            built = self._with_layers(built)
+            checks += self._open(
+                f"{self.planned.target.runtime} did not run: {self.planned.without}"
+            )
+        elif combine(checks) != "fail":
             built = self._timed(built, twins)
             if failure := built.candidate.failure:  # what does not run here does not ship
                 checks.append(Check("runs", "fail", failure.message.splitlines()[0]))
             else:
                 checks = self._checks(built.candidate, timed=True)
         else:
-            note = "not timed: it had failed before"
-            checks += [
-                Check(str(g), "not_judged", note) for g in self.planned.gates if g.metric in LATENCY
-            ]
+            checks += self._open("it had failed before")
         candidate = replace(built.candidate, checks=checks, state=combine(checks))
         return Built(candidate, built.artifact)
+
+    def _open(self, why: str) -> list[Check]:
+        """The latency gates, which nothing was timed for."""
+        gates = [str(g) for g in self.planned.gates if g.metric in LATENCY]
+        return [Check(gate, "not_judged", f"not timed: {why}") for gate in gates]
+
+    def _with_layers(self, built: Built) -> Built:
+        """With what its layers were asked to compute in, which no engine here ran."""
+        assert built.artifact is not None
+        rows = [replace(row, achieved=NOT_RUN) for row in layer_table(built.artifact, [])]
+        return Built(replace(built.candidate, layers=rows), built.artifact)
 
     def _timed(self, built: Built, twins: list[Built]) -> Built:
         there = [t for t in twins if t.artifact is not None]
@@ -256,7 +276,13 @@ class _Runner:
         return min(timed, key=lambda name: timed[name].p50_ms)
 
     def best_twin(self, twins: Sequence[Built]) -> Built:
-        """The twin to ship where nothing passes: the fastest that keeps accuracy."""
+        """The twin to ship where nothing passes: the fastest that keeps accuracy.
+
+        Where nothing was timed, the one at half precision, which a device that has it is built for.
+        """
+        if self.planned.without:
+            good = [t for t in twins if t.artifact is not None and self._keeps(t.candidate)]
+            return (good or list(twins))[-1 if good else 0]
         assert self.last is not None
         there = [t for t in twins if t.artifact is not None]
         name = self.fastest(there, self.last)
@@ -288,6 +314,8 @@ class _Runner:
     def timed_twins(self, twins: list[Built]) -> list[Built]:
         """The twins with their timings from the last comparison (timed alone if there was none)."""
         there = [t for t in twins if t.artifact is not None]
+        if self.planned.without:
+            return [*map(self._with_layers, there), *(t for t in twins if t.artifact is None)]
         if self.last is None:
             title, left = f"{self.planned.target.name} twin", self.deadline.left()
             self.last = self.judging.time(self._variants(there), title, within_s=left)
@@ -315,7 +343,7 @@ def _lost_accuracy(candidate: Candidate) -> bool:
 
 def _passes_in_integers(candidate: Candidate) -> bool:
     ships = candidate.state in ("pass", "not_judged", "inconclusive")
-    return ships and any(row.achieved == "int8" for row in candidate.layers)
+    return ships and any(row.precision == "int8" for row in candidate.layers)
 
 
 def _spelled(name: str, options: dict[str, object]) -> str:

@@ -75,6 +75,14 @@ def by_node(graph: Any, shapes: Shapes) -> Iterator[tuple[Any, int]]:
             yield node, _COUNTS[node.op_type](node, shapes)
 
 
+def macs_of(node: Any, shapes: Shapes) -> int | None:
+    """MACs of one node; None where it multiplies nothing, or a shape is not known."""
+    try:
+        return _COUNTS[node.op_type](node, shapes)
+    except KeyError:
+        return None
+
+
 def shapes_of(graph: Any) -> dict[str, list[int]]:
     """Tensor → its shape, where every size is known."""
     found = {t.name: list(t.dims) for t in graph.initializer}

@@ -134,6 +134,8 @@ class Target:
         ladder: candidates, most compressed first; those whose data is missing are dropped.
         scheme: its integers, or None.
         device: default device.
+        emulator: the runtime that stands in for scores where `runtime` cannot run; nothing is
+            timed then. None: the target needs its own.
         width_multiple: channel counts the target's kernels like; pruning rounds to it.
     """
 
@@ -146,6 +148,7 @@ class Target:
     half_isa: FrozenSet[str] = frozenset()
     scheme: Optional[QuantScheme] = None
     device: str = "CPU"
+    emulator: Optional[str] = None
     width_multiple: int = 8
 
 

@@ -22,7 +22,7 @@ from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import merge_layers, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
-FORMATS = frozenset({"onnx", "onnxruntime"})
+FORMATS = frozenset({"onnx", "onnxruntime", "tensorrt"})
 _PROFILED_RUNS = 5
 _DUMPED_BYTES = 500_000_000  # of larger models the executed graph is not written out
 _HOLDING = ("If", "Loop", "Scan")
@@ -42,8 +42,15 @@ def versions() -> Dict[str, str]:
 
 
 def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -> OrtSession:
-    """Load `artifact`; `UsageError` on a device other than CPU, `BadArtifact` on a bad file."""
-    return OrtSession(artifact, _load(artifact, _options(threads), device), threads)
+    """Load `artifact`; `UsageError` on a device other than CPU, `BadArtifact` on a bad file.
+
+    A TensorRT bundle's model runs pair by pair, as the file says: this CPU's integer kernels would
+    round, and some of them saturate, where TensorRT does not.
+    """
+    options = _options(threads)
+    if artifact.format == "tensorrt":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return OrtSession(artifact, _load(artifact, options, device), threads)
 
 
 class OrtSession:

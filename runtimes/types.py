@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from runtimes.errors import BadArtifact
 
@@ -150,9 +150,14 @@ class Artifact:
         return hashlib.sha256(canonical(self.to_json())).hexdigest()
 
     @property
+    def model_files(self) -> List[str]:
+        """The files of the model itself: in a bundle not all."""
+        return sorted(self.facts.get("model_files") or self.files)
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of the deployable model files: all files but `artifact.json`."""
-        return sum((self.root / name).stat().st_size for name in self.files)
+        """Bytes of the model's own files."""
+        return sum((self.root / name).stat().st_size for name in self.model_files)
 
     def verify(self) -> None:
         """Raise `BadArtifact` naming the first file that is missing or has other bytes."""

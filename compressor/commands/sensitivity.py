@@ -91,7 +91,7 @@ def _against(
         source,
         candidate,
         calibration(engine, "--calibration"),
-        runtime=planned.target.runtime,
+        runtime=planned.runs_on[0],
         samples=min(args.samples, 32),
         threads=step_threads(),
     )

@@ -104,13 +104,12 @@ def build_package(
         UsageError: the place cannot be written.
     """
     artifact.verify()
-    runtime = record_target.runtime or record_target.name
+    runtime, device = _engine(record_target)
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference.npz"
         named = {INPUT + key: value for key, value in reference_feeds.items()}
         named |= {OUTPUT + key: value for key, value in reference_outputs.items()}
         write_arrays(reference, named)
-        device = record_target.device or "CPU"
         rest: list[Member] = [
             ("LICENSE", _licence()),
             ("reference.npz", reference),
@@ -122,7 +121,7 @@ def build_package(
         described = (f"model/{MANIFEST}", artifact.root / MANIFEST)
         content = [*model, described, *rest]
         manifest = _manifest(record_target, artifact, content, provenance, preprocess, tolerance)
-        blob = _coded(artifact)
+        blob = _coded(artifact, _names(artifact))
         manifest |= {"name": name, "coding": None if blob is None else _coding(model)}
         head: list[Member] = model if blob is None else [(CODED, blob)]
         target = (
@@ -134,16 +133,24 @@ def build_package(
 
 def coded_size(artifact: Artifact) -> int:
     """Bytes of the artifact's model files as they travel: inside the package's own coding."""
-    blob = _coded(artifact)
-    return archive_size(_model(artifact)) if blob is None else len(blob)
+    names = [n for n in _names(artifact) if n in artifact.model_files]
+    blob = _coded(artifact, names)
+    return archive_size(_members(artifact, names)) if blob is None else len(blob)
 
 
-def _coded(artifact: Artifact) -> bytes | None:
-    """The model files as one blob; None where gzip does nearly as well, or they are large."""
+def _engine(target: TargetResult) -> tuple[str, str]:
+    """Runtime and device that gave the reference: the target's own, or what stood in for it."""
+    if target.emulator:
+        return target.emulator, "CPU"
+    return target.runtime or target.name, target.device or "CPU"
+
+
+def _coded(artifact: Artifact, names: Sequence[str]) -> bytes | None:
+    """Files of the artifact as one blob; None where gzip does nearly as well, or they are large."""
     if artifact.size_bytes > LARGEST_BYTES:
         return None
-    blob = code_files(artifact.root, _names(artifact))
-    plain = archive_size(_model(artifact))
+    blob = code_files(artifact.root, list(names))
+    plain = archive_size(_members(artifact, names))
     worth = max(plain * LEAST_SAVING, LEAST_SAVED_BYTES)
     return blob if len(blob) <= plain - worth else None
 
@@ -158,7 +165,11 @@ def _names(artifact: Artifact) -> list[str]:
 
 
 def _model(artifact: Artifact) -> list[Member]:
-    return [(f"model/{name}", artifact.root / name) for name in _names(artifact)]
+    return _members(artifact, _names(artifact))
+
+
+def _members(artifact: Artifact, names: Sequence[str]) -> list[Member]:
+    return [(f"model/{name}", artifact.root / name) for name in names]
 
 
 def _runtimes(runtime: str) -> list[Member]:
@@ -184,8 +195,8 @@ def _manifest(
     return {
         "schema": PACKAGE_SCHEMA,
         "target": target.name,
-        "runtime": target.runtime or target.name,
-        "device": target.device or "CPU",
+        "runtime": _engine(target)[0],
+        "device": _engine(target)[1],
         "format": artifact.format,
         "entry": f"model/{artifact.entry}",
         "inputs": [spec.to_json() for spec in artifact.inputs],

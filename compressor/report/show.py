@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from compressor.result import (
     INTEGERS,
+    NOT_RUN,
     Candidate,
     Check,
     Interval,
@@ -220,7 +221,7 @@ def differs(row: LayerRow) -> bool:
 
     A layer fused into another has none of its own; one kept float may run in half precision.
     """
-    if not row.requested or row.achieved == "fused":
+    if not row.requested or row.achieved in ("fused", NOT_RUN):
         return False
     if is_float(row.requested) and is_float(row.achieved):
         return False
@@ -255,12 +256,12 @@ def kept_float(candidate: Candidate) -> list[LayerRow]:
 
     Only those that matter: they hold weights, were asked to be integer, or carry a reason.
     """
-    if all(is_float(row.achieved) for row in candidate.layers):
+    if all(is_float(row.precision) for row in candidate.layers):
         return []
     return [
         row
         for row in candidate.layers
-        if is_float(row.achieved)
+        if is_float(row.precision)
         and (row.weight_bytes or row.reason or (row.requested and not is_float(row.requested)))
     ]
 

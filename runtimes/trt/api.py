@@ -216,6 +216,20 @@ def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> None:
     config.progress_monitor = Monitor()
 
 
+def profiler(trt: Any) -> Any:
+    """A profiler for an execution context; `total_ms` sums what it is told per layer."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.total_ms: Dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
+
+    return Profiler()
+
+
 class Tensor(NamedTuple):
     """An input or output of an engine; free dimensions are -1; `on_host`: read by the CPU."""
 

@@ -10,9 +10,9 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from . import compare, layers, trtexec
 from .errors import FAILED, TrtError
-from .records import errors_in, read_outputs, read_times
+from .records import errors_in, read_outputs, read_profile, read_times
 from .timing import timed
-from .validate import resized
+from .validate import resized, slowest
 
 
 def build(job: Mapping[str, Any], time_limit_s: Optional[float]) -> Dict[str, Any]:
@@ -37,6 +37,7 @@ def validate(job: Mapping[str, Any], time_limit_s: Optional[float]) -> Dict[str,
         bench = _Bench(Path(folder), job, time_limit_s)
         outputs = read_outputs(bench.run(feeds, False, 1.0)["outputs"], dtypes)
         timing = bench.times(feeds) if job["seconds"] else []
+        profile = read_profile(bench.run(feeds, False, 1.0, profile=True)["profile"])
     facts = Path(job["engine"]).with_suffix(".layers.json")
     found = layers.read_layers(facts.read_text(encoding="utf-8")) if facts.is_file() else []
     notes = [] if found else ["trtexec left no facts on layers: build again with --rebuild"]
@@ -44,6 +45,7 @@ def validate(job: Mapping[str, Any], time_limit_s: Optional[float]) -> Dict[str,
         "layers": layers.count(found, job["layers"]) if found else {},
         "numeric": compare.compare(outputs, expected),
         "timing": timing,
+        "slowest": slowest(profile),
         "memory": {},
         "notes": [*notes, f"compared on {last - first} samples, through trtexec"],
     }
@@ -65,15 +67,18 @@ class _Bench:
                 made.append({"graph": graph, "batch": compare.rows(sized), **read_times(text)})
         return made
 
-    def run(self, feeds: compare.Arrays, graph: bool, seconds: float) -> Dict[str, str]:
-        """What one run wrote: `times` and `outputs`."""
+    def run(
+        self, feeds: compare.Arrays, graph: bool, seconds: float, profile: bool = False
+    ) -> Dict[str, str]:
+        """What one run wrote: `times`, `outputs` and, if asked for, the `profile` of layers."""
         raw = {name: self._folder / f"{i}.bin" for i, name in enumerate(sorted(feeds))}
         for name, path in raw.items():
             path.write_bytes(feeds[name].tobytes())
         free = [
             s["name"] for s in self._job["inputs"] if any(isinstance(d, str) for d in s["shape"])
         ]
-        made = {key: self._folder / f"{key}.json" for key in ("times", "outputs")}
+        written = ("times", "outputs", *(("profile",) if profile else ()))
+        made = {key: self._folder / f"{key}.json" for key in written}
         command = trtexec.bench_command(
             Path(self._job["trtexec"]),
             str(self._job["version"]),

@@ -218,9 +218,10 @@ class Scope:
         self._driver.call("cuMemAllocHost_v2", byref(address), max(1, size))
         self._undo.append(("cuMemFreeHost", address.value))
         buffer = (ctypes.c_byte * max(1, size)).from_address(address.value or 0)
-        held: np.ndarray[Any, Any] = np.frombuffer(buffer, np.uint8)[:size]
+        held = np.frombuffer(buffer, np.uint8)[:size]
         held[...] = 0
-        return held.view(dtype).reshape(shape)
+        made: np.ndarray[Any, Any] = held.view(dtype).reshape(shape)
+        return made
 
     def stream(self) -> int:
         """A new stream."""

@@ -49,7 +49,7 @@ def timed(work: Callable[[], T], clock: Clock = time.perf_counter_ns) -> Tuple[T
 def measure(
     cuda: Any, stream: int, work: Work, plan: Plan, clock: Clock = time.perf_counter_ns
 ) -> Dict[str, Any]:
-    """Time `work` until `plan` is met; every figure in ms, percentiles by nearest rank."""
+    """Time `work` until `plan` is met: what `summary` says of it."""
     scope = cuda.scope()
     events = [scope.event() for _ in range(4)]
 
@@ -84,7 +84,10 @@ def _repeat(once: Callable[[], T], duration_ms: float, least: int, clock: Clock)
 
 
 def summary(rows: Sequence[Sequence[float]], walltime_ms: float) -> Dict[str, Any]:
-    """Figures of (h2d, compute, d2h, enqueue) rows in ms; p50 … cov are of the GPU's compute."""
+    """Figures of (h2d, compute, d2h, enqueue) rows in ms; p50 … cov are of the GPU's compute.
+
+    Percentiles are by nearest rank.
+    """
     h2d, compute, d2h, enqueue = np.asarray(rows, np.float64).T
     latency = h2d + compute + d2h
     mean = float(compute.mean())
@@ -121,5 +124,5 @@ def doubts(made: Dict[str, Any]) -> List[str]:
     elif made["cov"] > UNSTABLE_COV:
         found.append(f"GPU compute varies by {made['cov']:.1%} (more than {UNSTABLE_COV:.1%})")
     if made["enqueue_ms"] > NEAR_ENQUEUE * made["p50_ms"]:
-        found.append("submitting takes as long as computing: use a CUDA graph")
+        found.append("submitting takes about as long as computing: the host is the limit")
     return found

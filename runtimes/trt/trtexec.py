@@ -76,8 +76,9 @@ def bench_command(
     seconds: float,
     times: Path,
     outputs: Path,
+    profile: Optional[Path] = None,
 ) -> List[str]:
-    """Runs an engine on raw input files; transfers and spin wait are on, profiling is off."""
+    """Runs an engine on raw input files, transfers and spin wait on; profiles in a run apart."""
     major = numbers(version)[0]
     line = [str(tool), f"--loadEngine={engine}"]
     line += [f"--shapes={_shapes(shapes)}"] if shapes else []
@@ -89,6 +90,8 @@ def bench_command(
     elif major >= 11:
         line.append("--noCudaGraph")
     line += ["--useSpinWait"] + (["--includeDataTransfers"] if major >= 11 else [])
+    if profile is not None:
+        line += [f"--exportProfile={profile}", "--separateProfileRun"]
     return [*line, f"--exportTimes={times}", f"--exportOutput={outputs}"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -24,9 +24,10 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
             (list of booleans).
 
     Returns:
-        layers, numeric, timing (a list), memory (bytes), notes.
+        layers, numeric, timing and slowest (lists), memory (bytes), notes.
     """
-    trt, cuda = api.load(job["api"]), Cuda(int(job["gpu"]))
+    cuda = Cuda(int(job["gpu"]))  # before TensorRT: without a driver that one ends the process
+    trt = api.load(job["api"])
     before = cuda.memory()[0]
     engine = Engine(trt, cuda, Path(job["engine"]).read_bytes())
     try:
@@ -37,10 +38,12 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
         loaded = cuda.memory()[0]
         notes: List[str] = []
         timing = _times(engine, feeds, job, notes) if job["seconds"] else []
+        sized = resized(feeds, job["inputs"], None)
         return {
             "layers": _layers(trt, engine, job["layers"], notes),
             "numeric": numeric,
             "timing": timing,
+            "slowest": slowest(engine.profile(sized)) if job["seconds"] else [],
             "memory": {
                 "gpu_used_bytes": max(0, before - loaded),
                 "activation_bytes": api.activation_bytes(engine.engine),
@@ -84,6 +87,12 @@ def _times(
             finally:
                 bound.close()
     return made
+
+
+def slowest(profile: Sequence[Tuple[str, float]], count: int = 10) -> List[Dict[str, Any]]:
+    """The layers that take longest, by the engine's own profile."""
+    ordered = sorted(profile, key=lambda row: -row[1])[:count]
+    return [{"layer": name, "ms": taken_ms} for name, taken_ms in ordered]
 
 
 def resized(

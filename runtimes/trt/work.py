@@ -64,6 +64,7 @@ def blank() -> Dict[str, Any]:
         "layers": {},
         "numeric": {},
         "timing": [],
+        "slowest": [],
         "memory": {},
         "notes": [],
     }
@@ -258,7 +259,7 @@ def _validate(
         done = run_child("validate", job, time_limit_s=options.time_limit_s)
     else:
         done = by_trtexec.validate(job, options.time_limit_s)
-    for key in ("layers", "numeric", "timing", "memory"):
+    for key in ("layers", "numeric", "timing", "slowest", "memory"):
         result[key] = done[key]
     result["notes"] += done["notes"]
     result["device"]["temperature_c"] = [before, board.temperature_c()]

@@ -49,7 +49,7 @@ def test_passes_do_not_import_each_other() -> None:
 
 def test_only_timing_owns_a_clock() -> None:
     clocks = {"time.perf_counter", "time.perf_counter_ns"}
-    allowed = {"runtimes/timing.py"}
+    allowed = {"runtimes/timing.py", "runtimes/trt/timing.py"}  # on a board `trt` is alone
     found = set()
     for path in sources():
         calls = {

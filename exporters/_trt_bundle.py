@@ -1,0 +1,149 @@
+"""The folder that is carried to a board: model, description, reference answers, builder.
+
+model.onnx        typed and with its Q/DQ pairs: all that the engine is built from
+trt.json          shapes, precision of each layer, what it needs, how to build, what was checked
+reference.npz     inputs, and what ONNX Runtime gives for them on model.onnx
+build_engine.py   builds, checks and times the engine there, with trt/ beside it
+README.md         what to type
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters._trt_layers import Row, precision_of
+from runtimes.arrays import write_arrays
+from runtimes.types import sha256_of
+
+SCHEMA = 1
+MODEL, DESCRIPTION, REFERENCE = "model.onnx", "trt.json", "reference.npz"
+# GPUs that TensorRT 10.3 to 11 build for and this bundle's types run on; Orin is 87, Thor 110.
+SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+_LAUNCHER = '''"""Build, check and time this bundle's engine here; --help lists the flags."""
+from trt.main import entry
+entry()
+'''
+# What engines lose against ONNX Runtime on the same file: TF32 has float16's digits, half sums in
+# other orders, and a value near the middle between two integers goes to one or the other.
+LEAST_DB = {"fp32": 50.0, "fp16": 30.0, "bf16": 25.0, "int8": 20.0}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a bundle says of its model."""
+
+    inputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]]
+    layers: Sequence[Row]
+    checks: Sequence[Mapping[str, str]]
+    opset: int
+    builder: Mapping[str, Any]
+    sms: Sequence[int]
+    least_db: float | None
+    samples: int
+    of_calibration: bool
+
+    @property
+    def precision(self) -> str:
+        """Of the variant; the types are in the file."""
+        return precision_of(self.layers)
+
+
+def write_reference(path: Path, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Write inputs and answers under `in/` and `out/`."""
+    named: dict[str, np.ndarray[Any, Any]] = {f"in/{name}": value for name, value in feeds.items()}
+    write_arrays(path, {**named, **{f"out/{name}": value for name, value in outputs.items()}})
+
+
+def write_bundle(root: Path, content: Content) -> None:
+    """Put everything beside `model.onnx` and `reference.npz`, which are there already."""
+    import runtimes
+
+    source = Path(runtimes.__file__).parent / "trt"
+    (root / "trt").mkdir()
+    for path in sorted(source.glob("*.py")):
+        (root / "trt" / path.name).write_bytes(path.read_bytes())
+    (root / "build_engine.py").write_text(_LAUNCHER, encoding="utf-8")
+    (root / "README.md").write_text(_readme(content), encoding="utf-8")
+    text = json.dumps(description(root, content), indent=1, sort_keys=True, allow_nan=False)
+    (root / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def model_files(root: Path) -> list[str]:
+    """The model's own files: model.onnx, and its weights where they lie outside."""
+    return sorted(path.name for path in root.glob(f"{MODEL}*"))
+
+
+def description(root: Path, content: Content) -> dict[str, Any]:
+    """`trt.json`."""
+    least = content.least_db
+    digests = {name: sha256_of(root / name) for name in [*model_files(root), REFERENCE]}
+    return {
+        "schema": SCHEMA,
+        "status": "portable",
+        "model": MODEL,
+        "sha256": digests,
+        "inputs": list(content.inputs),
+        "outputs": list(content.outputs),
+        "precision": content.precision,
+        "layers": list(content.layers),
+        "requires": {
+            "tensorrt": {"min": _least_version(content.opset), "below": "12"},
+            "sm": list(content.sms),
+            "sm_min": 80 if content.precision == "bf16" else None,
+            "jetpack": "6.1 or later",
+            "opset": content.opset,
+        },
+        "builder": dict(content.builder),
+        "tolerance": {"sqnr_db": LEAST_DB[content.precision] if least is None else least},
+        "reference": {
+            "samples": content.samples,
+            "of": "calibration data" if content.of_calibration else "seeded examples",
+        },
+        "checks": list(content.checks),
+        "rtx": None,
+    }
+
+
+def _least_version(opset: int) -> str:
+    """The first TensorRT whose documentation names the operator set; older ones are not promised.
+
+    The parser of 10.3 documents operator sets 9 to 20, yet looks at operators only: 21 and 22 add
+    types to old operators, 23 and 24 new operators.
+    """
+    return "10.3" if opset <= 22 else "10.15" if opset <= 24 else "11.0"
+
+
+def _readme(content: Content) -> str:
+    shapes = "\n".join(
+        f"    {row['name']}: {row['dtype']} {row['shape']}, smallest {row['min']}, "
+        f"typical {row['opt']}, largest {row['max']}"
+        for row in content.inputs
+    )
+    given = "calibration data" if content.of_calibration else "seeded examples (no data was given)"
+    return f"""# A model for TensorRT ({content.precision})
+
+No engine is in here: TensorRT builds one for the GPU and the version it runs on. On the device,
+with its own TensorRT {_least_version(content.opset)} or later (JetPack 6.1 or later), Python 3.8 or
+later and numpy:
+
+    python3 build_engine.py --result-json r.json
+
+That checks version and GPU, builds `model.engine`, compares its answers with `reference.npz`, times
+it, and writes what it found to `r.json` and `engine.json`. Exit codes: 0 validated, 2 usage, 4 a
+version or GPU this bundle is not for, 5 it cannot be built, 7 damaged files or other answers.
+Back on the machine that made this bundle, `compress report OUT --add r.json` takes the results in.
+
+Inputs, and the sizes the engine is built for:
+
+{shapes}
+
+Reference: {content.samples} samples of {given}, answered by ONNX Runtime on `model.onnx`.
+`model.onnx` also runs in ONNX Runtime, and `trtexec --onnx=model.onnx` builds it.
+"""

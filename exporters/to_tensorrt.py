@@ -1,0 +1,269 @@
+"""Step and target `tensorrt`: ONNX → a bundle from which a board builds its engine.
+
+TensorRT's builder needs the GPU that it builds for, so no engine comes out here. The bundle holds a
+model that TensorRT's parser takes, checked rule by rule, its precision typed in the file (which is
+all that TensorRT 11 goes by), and what it takes to build, check and time the engine on the board.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters import _schemes
+from exporters import _trt_bundle as bundle
+from exporters._check import Error, compare, onnx_session, ort_errors, run_onnx
+from exporters._drop_in import require_drop_in
+from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
+from exporters._onnx_graph import load_model, opset_of, save_model, specs
+from exporters._onnx_opset import quantized_ops
+from exporters._trt_layers import in_words, layers
+from exporters._trt_normalise import normalised
+from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
+from exporters._trt_rules import Finding, findings
+from exporters.base import (
+    Context,
+    Env,
+    Refusal,
+    Rung,
+    StepSpec,
+    Target,
+    batch_names,
+    example_feeds,
+    installed,
+)
+from runtimes.base import Feeds, Outputs
+from runtimes.errors import BuildFailed, Unsupported
+from runtimes.types import Artifact, TensorSpec
+
+REV = 1
+ACCEPTS = frozenset({"onnx", "onnxruntime"})
+PRODUCES = "tensorrt"
+NEEDS: frozenset[str] = frozenset()
+USES = frozenset({"calibration"})
+
+REFERENCE_SAMPLES, REFERENCE_BYTES = 4, 16 << 20
+TOLERANCE = 1e-3  # of a float model, relative to an output's largest magnitude
+
+_BUNDLE = StepSpec("to_tensorrt")
+_CLEAN = StepSpec("to_onnxruntime")
+_HALF = StepSpec("cast_half", {"compute": "half"})
+# Roundings that half precision flips add up to more noise than half precision itself has.
+_REST = StepSpec("cast_half", {"compute": "half", "least_db": 20.0}, optional=True)
+
+TARGET = Target(
+    name="tensorrt",
+    runtime="tensorrt",
+    formats=frozenset({"tensorrt"}),
+    twin=(_BUNDLE,),
+    half_twin=(_HALF, _BUNDLE),
+    ladder=(
+        Rung("int8", (_CLEAN, StepSpec("quantize_static"), _REST, _BUNDLE)),
+        Rung("half", (_CLEAN, _HALF, _BUNDLE)),
+    ),
+    scheme=_schemes.TENSORRT,
+    device="GPU",
+    emulator="onnxruntime",
+    width_multiple=32,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the engine is built on the board, and what it must reach there.
+
+    Attributes:
+        workspace_bytes: memory that kernels may use besides weights and activations.
+        optimization_level: 0 to 5; higher ones build longer for what may be faster.
+        version_compatible: the engine also runs in later TensorRTs of its major version.
+        hardware_compatible: it also runs on other GPUs from Ampere on (not on Jetson).
+        sparsity: use kernels for weights with a 2:4 pattern, which `prune_pattern` makes.
+        dla_core: build for this core of the deep-learning accelerator (Xavier, Orin), the GPU
+            taking what it does not; experimental, and for fixed shapes.
+        sms: compute capabilities the bundle may be built on (87 is Orin, 110 is Thor).
+        least_db: SQNR that the engine's answers must have against ONNX Runtime's on the same file;
+            none given: 50 dB in FP32, 30 in FP16, 20 in INT8.
+    """
+
+    workspace_bytes: int = 1 << 30
+    optimization_level: int = 3
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    sparsity: bool = False
+    dla_core: int | None = None
+    sms: tuple[int, ...] = bundle.SMS
+    least_db: float | None = None
+
+
+def tools() -> dict[str, str]:
+    """Versions of onnx and onnxruntime; TensorRT itself is on the board."""
+    return installed(("onnx", "onnxruntime"), "to_tensorrt", "pip install onnxruntime")
+
+
+def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
+    """Every node that TensorRT's parser refuses or misreads, and free dimensions without a range.
+
+    What can be mended without calibration data (see `_trt_normalise`) is not among them.
+    """
+    model = load_model(source.path)
+    if quantized_ops(model):
+        model, _ = normalised(model)
+    found = findings(model, source.inputs, context.shapes)
+    return [*_errors(found), *_dla(source.inputs, options, context)]
+
+
+def _errors(found: Sequence[Finding]) -> list[Refusal]:
+    return [Refusal(f.node, f"{f.rule}: {f.text}", f.fix) for f in found if f.level == "error"]
+
+
+def _dla(inputs: Sequence[TensorSpec], options: Options, context: Context) -> list[Refusal]:
+    """The accelerator takes no dynamic shapes."""
+    if options.dla_core is None:
+        return []
+    fixed = fixed_sizes(context.shapes)
+    free = [s for s in inputs if any(isinstance(d, str) and d not in fixed for d in s.shape)]
+    why = "a DLA core takes fixed shapes only"
+    return [Refusal(s.name, why, f"add --shape {s.name}=1, or drop dla_core") for s in free]
+
+
+def run(source: Artifact, options: Options, env: Env) -> Artifact:
+    """Bring the model to TensorRT's form, check it, and write the bundle.
+
+    Raises:
+        Unsupported: what TensorRT's parser would refuse or misread, node by node.
+        BuildFailed: the model computes something else than its source.
+    """
+    sizes, shapes = fixed_sizes(env.context.shapes), env.context.shapes
+    model, notes = _brought(source, sizes)
+    inputs, outputs = specs(model)
+    found = findings(model, inputs, shapes)
+    if wrong := [*_errors(found), *_dla(inputs, options, env.context)]:
+        raise Unsupported("TensorRT does not take the model", wrong, where="to_tensorrt")
+    save_model(model, env.work / bundle.MODEL)
+    error, samples = _checked(source, inputs, env)
+    dims = {**source.facts.get("dims", {}), **env.context.dims}
+    rows = layers(model, dims, source.facts.get("requested", []))
+    content = bundle.Content(
+        inputs=[profile(spec, shapes, inputs) for spec in inputs],
+        outputs=[spec.to_json() for spec in outputs],
+        layers=rows,
+        checks=[one.to_json() for one in found],
+        opset=opset_of(model),
+        builder=_builder(options),
+        sms=options.sms,
+        least_db=options.least_db,
+        samples=samples,
+        of_calibration="calibration" in env.data,
+    )
+    bundle.write_bundle(env.work, content)
+    facts = _facts(source, content, error, [*notes, *_said(content, options, inputs, shapes)])
+    facts["model_files"] = bundle.model_files(env.work)
+    if bounds := ranges(inputs, shapes):
+        facts["bounds"] = {name: [low, high] for name, (low, _, high) in bounds.items()}
+    made = Artifact.write(env.work, "tensorrt", bundle.MODEL, inputs, outputs, facts)
+    return require_drop_in(source, made, sizes)
+
+
+def _brought(source: Artifact, sizes: Mapping[str, int]) -> tuple[Any, list[str]]:
+    model = load_model(source.path)
+    fix_dims(model, sizes)
+    if sizes:
+        infer_fixed_outputs(model)
+    return normalised(model)
+
+
+def _builder(options: Options) -> dict[str, Any]:
+    return {
+        "workspace_bytes": options.workspace_bytes,
+        "optimization_level": options.optimization_level,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "sparsity": options.sparsity,
+        "dla_core": options.dla_core,
+        "detailed": True,
+    }
+
+
+def _checked(source: Artifact, inputs: Sequence[TensorSpec], env: Env) -> tuple[Error, int]:
+    """Write the reference, and hold it against the source; the error, and the number of samples."""
+    feeds = _reference_feeds(inputs, env)
+    path = env.work / bundle.MODEL
+    try:
+        got = _answers(path, feeds, env.context.threads)
+    except ort_errors() as error:
+        raise BuildFailed(
+            f"ONNX Runtime, which gives the reference, cannot run the model: {error}",
+            where="to_tensorrt",
+        ) from error
+    bundle.write_reference(env.work / bundle.REFERENCE, feeds, got)
+    integers = quantized_ops(load_model(source.path))
+    want = _answers(source.path, feeds, env.context.threads)
+    tolerance = float("inf") if integers else TOLERANCE  # grids may have changed: told, not judged
+    return compare(want, got, tolerance, "to_tensorrt"), len(next(iter(feeds.values())))
+
+
+def _answers(path: Path, feeds: Feeds, threads: int) -> Outputs:
+    """What the file says, pair by pair: integer kernels of a CPU round in other places."""
+    return run_onnx(onnx_session(path, threads, optimize=False), feeds)
+
+
+def _reference_feeds(inputs: Sequence[TensorSpec], env: Env) -> dict[str, Any]:
+    """A few calibration samples, or seeded examples, within the sizes the engine is built for."""
+    bounds = ranges(inputs, env.context.shapes)
+    data = env.data.get("calibration")
+    if data is None:
+        typical = {name: best for name, (_, best, _) in bounds.items()}
+        return dict(example_feeds(inputs, typical, env.context.seed))
+    one = data.feeds([0])
+    size = max(1, sum(np.asarray(array).nbytes for array in one.values()))
+    wanted = 1 if data.ragged else max(1, min(REFERENCE_SAMPLES, REFERENCE_BYTES // size))
+    batch = next((bounds[name] for name in batch_names(inputs)), None)
+    fixed = {s.shape[0] for s in inputs if s.shape and isinstance(s.shape[0], int)}
+    if batch is None and fixed:
+        wanted = int(min(fixed))
+    if batch is not None:
+        wanted = max(batch[0], min(wanted, batch[2]))
+    count = min(wanted, len(data))
+    feeds = data.feeds(list(range(count)))
+    return {spec.name: np.asarray(feeds[spec.name], spec.dtype) for spec in inputs}
+
+
+def _said(
+    content: bundle.Content,
+    options: Options,
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, Any],
+) -> list[str]:
+    notes = [in_words(content.layers)]
+    named = {name for dims in shapes.values() for name in dims}
+    for spec in inputs:
+        free = [d for d in batch_names(inputs) if d in spec.shape and d not in named]
+        if free:
+            low, best, high = BATCH
+            flag = shape_flag(spec, shapes)
+            notes.append(f"engine built for {free[0]} {low} to {high}, best at {best}: {flag}")
+            break
+    if options.dla_core is not None:
+        notes.append(
+            f"DLA core {options.dla_core} is experimental: what it does not take goes to the GPU, "
+            "and engine.json on the board says which layers those were"
+        )
+    warned = [f"{one['rule']} {one['node']}: {one['text']}" for one in content.checks]
+    return [*notes, *warned[:8]]
+
+
+def _facts(
+    source: Artifact, content: bundle.Content, error: Error, notes: Sequence[str]
+) -> dict[str, Any]:
+    before = source.facts.get("notes", [])
+    return {
+        **source.facts,
+        "opset": content.opset,
+        "precision": content.precision,
+        "check": error.to_json(),
+        "notes": [*before, *notes],
+    }
