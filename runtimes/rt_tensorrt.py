@@ -2,9 +2,9 @@
 
 A bundle becomes an engine by `python build_engine.py` in its folder; nothing is built here. A plan
 of `to_tensorrt_rtx` was compiled before, for the cards it names. Three libraries can load one:
-`tensorrt`, `tensorrt_lean` (version-compatible engines) and `tensorrt_rtx` (its own plans). Whether
-there is a driver is asked in a child process, since TensorRT's runtime ends the process where there
-is none. Memory comes from the CUDA driver through ctypes.
+`tensorrt`, `tensorrt_lean` (version-compatible engines) and `tensorrt_rtx` (its own plans).
+Whether there is a driver is asked in a child process, since TensorRT's runtime ends the process
+where there is none. Memory comes from the CUDA driver through ctypes.
 """
 
 from __future__ import annotations
