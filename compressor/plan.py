@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from compressor.here import devices_of, has_half, scheme_here
 from compressor.recipe import Recipe
 from compressor.rounds import Placed, expanded
 from compressor.schema import Problem, Problems
@@ -14,10 +15,9 @@ from compressor.shapes import resolve_shapes
 from compressor.steps import check_targets, load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
 from compressor.zeros import makes_zeros, of_package, size_warnings
-from exporters.base import Context, QuantScheme, StepSpec, Target
+from exporters.base import Context, StepSpec, Target
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, MissingTool, UsageError
-from runtimes.host import facts
 from runtimes.types import Artifact, TensorSpec
 
 TORCH_FORMATS = frozenset({"module", "exported"})
@@ -318,27 +318,6 @@ class _Planner:
 
     def _makes_zeros(self, name: str) -> bool:
         return makes_zeros((*self.recipe.shared_steps(), *(self.recipe.target_steps(name) or ())))
-
-
-def devices_of(target: Target) -> list[str]:
-    """Device families the target's engine finds on this machine."""
-    engine: Any = load_runtime(target.runtime)
-    found = engine.devices() if hasattr(engine, "devices") else [target.device]
-    return sorted({str(name).split(".")[0] for name in found})
-
-
-def has_half(target: Target) -> bool:
-    """Whether this machine's CPU computes in half precision, as far as the target asks."""
-    return not target.half_isa or bool(target.half_isa & set(facts()["isa"]))
-
-
-def scheme_here(target: Target) -> QuantScheme | None:
-    """The target's integers on this machine's CPU, where the instruction set decides."""
-    module: Any = load_step("to_" + target.name)
-    if not hasattr(module, "scheme_for"):
-        return target.scheme
-    scheme: QuantScheme = module.scheme_for(facts()["isa"])
-    return scheme
 
 
 SEARCH = "quantize_mixed"

@@ -187,19 +187,17 @@ class _Runner:
     def _judged(self, built: Built, twins: list[Built]) -> Built:
         """Size and accuracy first: what fails them is not worth a minute of timing."""
         checks = self._checks(built.candidate, timed=False)
-        if combine(checks) != "fail" and self.planned.without:
+        if combine(checks) == "fail":
+            checks += self._open("it had failed before")
+        elif self.planned.without:
             built = self._with_layers(built)
-            checks += self._open(
-                f"{self.planned.target.runtime} did not run: {self.planned.without}"
-            )
-        elif combine(checks) != "fail":
+            checks += self._open(f"no engine here ({self.planned.without})")
+        else:
             built = self._timed(built, twins)
             if failure := built.candidate.failure:  # what does not run here does not ship
                 checks.append(Check("runs", "fail", failure.message.splitlines()[0]))
             else:
                 checks = self._checks(built.candidate, timed=True)
-        else:
-            checks += self._open("it had failed before")
         candidate = replace(built.candidate, checks=checks, state=combine(checks))
         return Built(candidate, built.artifact)
 

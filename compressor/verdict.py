@@ -241,7 +241,7 @@ def _judge_accuracy(
         # The same integers on another engine: what is lost there is lost, the rest is not proven.
         told = f"only emulated by {score.engine or 'another engine'}: {check.text}"
         if check.state == "pass":
-            return replace(check, state="not_judged", text=f"not judged, {told}")
+            return replace(check, state="not_judged", text=f"not judged: {told}")
         return replace(check, text=told)
     return check
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from compressor import macs
 from compressor.pruning.costs import CostModel, Factor, Measure, Term
 from compressor.pruning.graph import ChannelGroup, Member
 from compressor.pruning.onnx_trace import Shape
 from compressor.pruning.onnx_units import Ids, Trace, stays
 from compressor.pruning.select import matches
+from exporters import _onnx_macs as macs
 from exporters._onnx_graph import unique
 from runtimes.errors import Refusal
 

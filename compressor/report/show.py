@@ -237,13 +237,24 @@ def executed(rows: Sequence[LayerRow]) -> list[LayerRow]:
 def notes(record: RunRecord, candidate: Candidate) -> list[str]:
     """The candidate's notes; the one on its integers with what this CPU multiplies them by."""
     have = sorted(_MULTIPLIES & set(record.host.get("isa") or ()))
-    by = f" ({', '.join(have)})" if have else ""
+    by = f" ({', '.join(have)})" if have and candidate.format != "tensorrt" else ""
     return [note + by if note.startswith(INTEGERS) else note for note in candidate.notes]
 
 
 def integers(record: RunRecord, candidate: Candidate) -> str:
     """Signs, scales and range of a quantized candidate's integers; empty for others."""
     return next((n for n in notes(record, candidate) if n.startswith(INTEGERS)), "")
+
+
+def not_here(target: TargetResult) -> str:
+    """That no engine ran, why, and what to do next; empty where it did."""
+    if not target.without:
+        return ""
+    return (
+        f"no engine was built ({target.without}): scores are {target.emulator}'s on the same file, "
+        f"and nothing was timed. Carry {target.name}/ to the device and run there: "
+        "python3 build_engine.py --result-json r.json"
+    )
 
 
 def twin_of(target: TargetResult) -> Candidate | None:

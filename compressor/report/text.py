@@ -57,6 +57,8 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     if chosen is None:
         return lines + _wrapped("why", target.reason or "nothing was built")
     lines += _why(target) + _ships(target, chosen)
+    if told := show.not_here(target):
+        lines += _wrapped("engine", told)
     looked = damage.diagnosed(target)
     if looked is not None and (text := damage.sentence(looked)):
         lines += _wrapped("lost by", f"{looked.name}: {text}")

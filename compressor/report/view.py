@@ -179,6 +179,8 @@ def notices(record: RunRecord) -> list[tuple[str, str]]:
 
 def _target_notices(target: TargetResult) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
+    if told := show.not_here(target):
+        found.append((f"{target.name}: not run here", told))
     chosen = show.subject(target)
     for check in [] if chosen is None else chosen.checks:
         if check.state == "not_judged":
@@ -186,7 +188,7 @@ def _target_notices(target: TargetResult) -> list[tuple[str, str]]:
     for c in target.candidates:
         if c.failure is not None:
             found.append((f"{target.name}: {c.name} was not built", c.failure.message))
-        if c.score is not None and c.score.status != "measured":
+        if c.score is not None and c.score.status not in ("measured", "emulated"):
             found.append(
                 (
                     f"{target.name}: {c.name} accuracy {c.score.status.replace('_', ' ')}",

@@ -96,6 +96,8 @@ def test_a_candidate_that_does_not_run_here_never_passes() -> None:
     result = SimpleNamespace(batches=(1,), failure=lambda name, batch: died)
     planned: Any = SimpleNamespace(
         target=SimpleNamespace(name="x", runtime="onnxruntime"),
+        runs_on=("onnxruntime", "CPU"),
+        without="",
         context=SimpleNamespace(device="CPU"),
         gates=(parse_gate("size_reduction>=50%"), parse_gate("speedup>=0.97")),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compressor import plan
+from compressor import here
 from compressor.steps import load_target
 from exporters import to_openvino
 from exporters._schemes import ONNXRUNTIME, ONNXRUNTIME_X86, OPENVINO, OPENVINO_X86
@@ -32,7 +32,7 @@ def test_openvinos_scheme_follows_the_cpus_flags(flags, scheme):
     ],
 )
 def test_a_plan_takes_the_scheme_of_its_machine(isa, schemes, monkeypatch):
-    monkeypatch.setattr(plan, "facts", lambda: {"isa": isa})
-    found = {name: plan.scheme_here(load_target(name)) for name in schemes}
+    monkeypatch.setattr(here, "facts", lambda: {"isa": isa})
+    found = {name: here.scheme_here(load_target(name)) for name in schemes}
     assert found == schemes
     assert OPENVINO_X86.weight_limit == 63
