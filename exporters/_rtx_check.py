@@ -218,3 +218,12 @@ def sentence(outcome: Outcome, capabilities: Sequence[int]) -> str:
     version = ".".join(outcome.version.split(".")[:3])
     targets = ", ".join(f"SM{number}" for number in capabilities)
     return f"compiled for {targets} with TensorRT-RTX {version}; Orin/Thor engine not built"
+
+
+def in_a_sentence(found: Mapping[str, Any]) -> str:
+    """A note for the user: what was compiled or why not, and how much of it in INT8."""
+    if not found["compiled"]:
+        return f"{found['text']} ({found['why_not']})"
+    share = found["layers"]["int8_mac_share"]
+    inside = f" ({share:.1%} of the multiplications by weights in INT8)" if share else ""
+    return f"{found['text']}{inside}"

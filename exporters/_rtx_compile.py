@@ -16,7 +16,7 @@ from typing import Any
 
 import exporters
 from exporters._rtx_layers import EngineLayer, parse_table
-from runtimes.errors import BadArtifact
+from runtimes.errors import BadArtifact, Refusal
 
 # What the library has code for. Orin (87), Hopper (90) and Thor (110) are TensorRT's alone.
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
@@ -65,9 +65,15 @@ class Outcome:
         return not self.why_not
 
 
-def unknown_capabilities(wanted: Sequence[int]) -> list[int]:
+def wrong_capabilities(wanted: Sequence[int]) -> list[Refusal]:
     """Those that TensorRT-RTX has no code for; a single one would fail the whole plan."""
-    return [number for number in wanted if number not in CAPABILITIES]
+    why = "TensorRT-RTX has no code for it"
+    fix = "take of " + ", ".join(map(str, CAPABILITIES)) + "; Jetsons and servers are TensorRT's"
+    return [
+        Refusal(f"compute capability {number}", why, fix)
+        for number in wanted
+        if number not in CAPABILITIES
+    ]
 
 
 def missing() -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from exporters import to_tensorrt
-from exporters._rtx_check import described
-from exporters._rtx_compile import CAPABILITIES, FIX, PACKAGES, compile_plan, unknown_capabilities
+from exporters._rtx_check import described, in_a_sentence
+from exporters._rtx_compile import FIX, PACKAGES, compile_plan, wrong_capabilities
 from exporters._trt_bundle import DESCRIPTION, MODEL
 from exporters.base import Context, Env, Refusal, StepSpec, installed
 from runtimes.errors import BuildFailed
@@ -30,16 +30,24 @@ USES: frozenset[str] = frozenset()
 PLAN = "model.rtx.plan"
 _SHOWN = 8
 _FIX = "keep these layers in float (keep: {float: […]}), or leave a compute capability out"
-_COMPILE = StepSpec("to_tensorrt_rtx")
 _BUNDLE = to_tensorrt.TARGET
+
+
+def _with_plan(steps: tuple[StepSpec, ...]) -> tuple[StepSpec, ...]:
+    """The bundle's steps, which need not ask the same compiler, and the compiler's."""
+    return (
+        *(replace(s, options={"proxy": ()}) if s.name == "to_tensorrt" else s for s in steps),
+        StepSpec("to_tensorrt_rtx"),
+    )
+
 
 TARGET = replace(
     _BUNDLE,
     name="tensorrt_rtx",
     formats=frozenset({"tensorrt_rtx"}),
-    twin=(*_BUNDLE.twin, _COMPILE),
-    half_twin=(*_BUNDLE.half_twin, _COMPILE),
-    ladder=tuple(replace(rung, steps=(*rung.steps, _COMPILE)) for rung in _BUNDLE.ladder),
+    twin=_with_plan(_BUNDLE.twin),
+    half_twin=_with_plan(_BUNDLE.half_twin),
+    ladder=tuple(replace(rung, steps=_with_plan(rung.steps)) for rung in _BUNDLE.ladder),
 )
 
 
@@ -66,12 +74,7 @@ def tools() -> dict[str, str]:
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
     """Compute capabilities that TensorRT-RTX has no code for."""
     del source, context
-    why = "TensorRT-RTX has no code for it"
-    fix = "take of " + ", ".join(map(str, CAPABILITIES)) + "; Jetsons and servers are TensorRT's"
-    return [
-        Refusal(f"compute capability {number}", why, fix)
-        for number in unknown_capabilities(options.compute_capabilities)
-    ]
+    return wrong_capabilities(options.compute_capabilities)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
@@ -99,7 +102,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     facts = {
         **source.facts,
         "plan": {"file": PLAN, "version": outcome.version, "compute_capabilities": list(sms)},
-        "notes": [*source.facts.get("notes", []), _said(found)],
+        "notes": [*source.facts.get("notes", []), _told(found)],
     }
     return Artifact.write(root, "tensorrt_rtx", MODEL, source.inputs, source.outputs, facts)
 
@@ -110,11 +113,7 @@ def _listed(what: str, found: dict[str, Any]) -> str:
     return "\n  ".join([what, *named[:_SHOWN], *more])
 
 
-def _said(found: dict[str, Any]) -> str:
+def _told(found: dict[str, Any]) -> str:
     """The plan in a sentence; its size is told, and what is judged is the model's."""
-    share = found["layers"]["int8_mac_share"]
-    inside = f", {share:.1%} of the multiplications by weights in INT8" if share else ""
-    return (
-        f"{PLAN}, {found['plan_bytes']:,} bytes with the compiler's sources in it: "
-        f"{found['text'].split(';')[0]}{inside}; it is no TensorRT engine"
-    )
+    size = f"{found['plan_bytes']:,} bytes with the sources of its kernels"
+    return f"{PLAN}, {size}, is no TensorRT engine: {in_a_sentence(found)}"

@@ -20,7 +20,6 @@ from exporters._rtx_compile import (
     compile_plan,
     missing,
     plan_version,
-    unknown_capabilities,
 )
 from exporters._rtx_layers import parse_table
 from exporters._trt_profiles import profile
@@ -88,10 +87,6 @@ def test_integer_weights_beside_float_activations_are_multiplied_in_float():
     assert found["fc1"].fell_back
     assert (found["fc2"].got, found["fc2"].fell_back) == ("", True)  # no layer is it
     assert counts(made)["int8_mac_share"] == 0
-
-
-def test_capabilities_it_has_no_code_for_are_found_before_work():
-    assert unknown_capabilities([75, 86, 87, 90, 110, 121]) == [87, 90, 110]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from compressor.steps import load_target
-from exporters import to_tensorrt, to_tensorrt_rtx
+from exporters import _rtx_compile, to_tensorrt, to_tensorrt_rtx
 from exporters._rtx_compile import missing, plan_version
 from exporters.base import Context
 from runtimes.base import load_runtime
@@ -31,7 +31,7 @@ MADE = {"file": "model.rtx.plan", "version": "1.7.1.116", "compute_capabilities"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("bundle")
-    return step(to_tensorrt, artifact_of(rtx_models.int8("convnet"), folder), folder)
+    return step(to_tensorrt, artifact_of(rtx_models.int8("convnet"), folder), folder, proxy=())
 
 
 def with_model(bundle: Artifact, model: onnx.ModelProto, folder: Path) -> Artifact:
@@ -55,6 +55,8 @@ def test_capabilities_of_other_gpus_are_refused_by_name(bundle):
     found = to_tensorrt_rtx.refusals(bundle, asked, Context())
     assert [r.where for r in found] == ["compute capability 87", "compute capability 110"]
     assert "75, 80, 86, 89, 120, 121" in found[0].fix
+    asked = to_tensorrt.Options(proxy=(87,))
+    assert [r.where for r in to_tensorrt.refusals(bundle, asked, Context())] == [found[0].where]
 
 
 def test_the_extra_is_named_where_the_wheel_is_missing(monkeypatch):
@@ -76,6 +78,24 @@ def test_a_plan_for_another_card_or_version_is_refused(here, why, tmp_path):
     plan.touch()
     error = ahead_why_not(plan, MADE, here)
     assert (error is None) if why is None else (why in error.got and error.exit_code == 4)
+
+
+def test_a_bundle_says_why_nothing_was_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(_rtx_compile.util, "find_spec", lambda name: None)
+    made = step(to_tensorrt, artifact_of(rtx_models.int8("mlp"), tmp_path), tmp_path)
+    (told,) = [note for note in made.facts["notes"] if "TensorRT-RTX" in note]
+    assert told.startswith("not compiled with TensorRT-RTX; Orin/Thor engine not built (")
+    assert "edge-compressor[tensorrt-rtx]" in told
+
+
+@rtx
+@wheel
+def test_a_bundle_tells_what_the_proxy_compiled(tmp_path):
+    made = step(to_tensorrt, artifact_of(rtx_models.int8("mlp"), tmp_path), tmp_path)
+    told = json.loads((made.root / "trt.json").read_text())
+    text = "compiled for SM86, SM89 with TensorRT-RTX 1.7.1; Orin/Thor engine not built"
+    assert (told["rtx"]["text"], told["rtx"]["problems"]) == (text, [])
+    assert any(note.startswith(text) for note in made.facts["notes"])
 
 
 @rtx
