@@ -37,7 +37,7 @@ from exporters._onnx_macs import inferred, macs_of, shapes_of  # noqa: E402
 from exporters._rtx_check import Row, counts, reread, rows  # noqa: E402
 from exporters._rtx_compile import compile_plan, missing  # noqa: E402
 from exporters._trt_rules import findings  # noqa: E402
-from exporters.base import Context, StepSpec  # noqa: E402
+from exporters.base import Context, StepSpec, batch_names  # noqa: E402
 from runtimes.types import Artifact  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -51,11 +51,24 @@ VERSIONS = ("nncf", "numpy", "onnx", "onnxruntime", "tensorrt-rtx-cu13-libs")
 def bundle_of(case: Case, root: Path) -> Artifact:
     """What the INT8 rung of the target makes of the model."""
     found = load_target("tensorrt")
-    context = Context(target="tensorrt", scheme=found.scheme, dims=case.judge.dims)
+    dims = case.judge.dims
+    context = Context(target="tensorrt", scheme=found.scheme, dims=dims, shapes=_shapes(case))
     made = case.source
     for spec in found.ladder[0].steps:
         made = _step(spec, made, case, context, root)
     return made
+
+
+def _shapes(case: Case) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Free dimensions but the batch: from one to the data's size, which is also the usual one."""
+    inputs, dims = case.source.inputs, case.judge.dims
+    free = {s.name: [d for d in s.shape if isinstance(d, str)] for s in inputs}
+    batch = set(batch_names(inputs))
+    return {
+        name: {d: (1, dims[d], dims[d]) for d in found if d not in batch}
+        for name, found in free.items()
+        if set(found) - batch
+    }
 
 
 def _step(spec: StepSpec, given: Artifact, case: Case, context: Context, root: Path) -> Artifact:
@@ -130,11 +143,12 @@ def ours(case: Case, root: Path) -> dict[str, Any]:
     reasons = {row["name"]: row["reason"] for row in told["layers"]}
     for left in found.get("not_int8", []):
         left["reason"] = reasons.get(left["node"], "")
-    checks = findings(onnx.load(bundle.path), bundle.inputs, {})
+    checks = findings(onnx.load(bundle.path), bundle.inputs, _shapes(case))
+    base = case.base  # the judge compares with it
     score = case.judge.score(bundle, "onnxruntime", "CPU", case.name)
-    assert score is not None
     assert case.judge.metric is not None
-    drop = compare(case.judge.metric, case.base, score)
+    assert score is not None
+    drop = compare(case.judge.metric, base, score)
     return {
         **found,
         "quantized_in_s": round(seconds, 1),
