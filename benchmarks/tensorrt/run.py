@@ -45,6 +45,7 @@ PEERS_FILE = ROOT / "benchmarks" / "quantization" / "peers.py"
 PEERS = {"nncf": "nncf-onnx", "onnxruntime": "ort-static"}
 SMS = (86, 89)
 LIMIT_S = 900.0
+CALIBRATION = 300  # samples, as our own quantizer takes
 VERSIONS = ("nncf", "numpy", "onnx", "onnxruntime", "tensorrt-rtx-cu13-libs")
 
 
@@ -167,7 +168,7 @@ def peer(case: Case, name: str, inputs: list[dict[str, Any]], root: Path) -> dic
     """What a peer's default makes of it."""
     folder, out = root / name, root / name / "out"
     out.mkdir(parents=True)
-    model, feeds = case.lay_out(folder)
+    model, feeds = case.lay_out(folder, CALIBRATION)
     command = [sys.executable, PEERS_FILE, PEERS[name], model, feeds, out]
     ended = run_child(command, limit_s=LIMIT_S)
     if ended.code != 0:
