@@ -206,6 +206,7 @@ def _add_check(verbs: Any) -> None:
     add = parser.add_argument
     add("--target", action="append", default=[], metavar="T", help="onnxruntime, openvino, …")
     add("--keep-float", action="append", default=[], metavar="GLOB", help="layers left float")
+    add("--shape", action="append", default=[], metavar="INPUT=R", help="image=1, image=1..8@4")
     parser.add_argument("--all", action="store_true", help="list INT8 nodes too")
     parser.add_argument("--json", action="store_true", help="machine output on stdout")
 
@@ -238,6 +239,8 @@ def _add_results(verbs: Any) -> None:
     parser = _verb(verbs, "report", report, "write html, md, json and junit again from run.json")
     parser.add_argument("out", help="a run's output folder")
     parser.add_argument("--to", metavar="DIR", help="write there instead")
+    text = "take in what a board told of a bundle of this run, judge again, exit as the run would"
+    parser.add_argument("--add", action="append", default=[], metavar="R.JSON", help=text)
 
 
 def _add_packages(verbs: Any) -> None:
@@ -332,18 +335,9 @@ def compare(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """`compress report`."""
-    from compressor.record import dump_record, load_record
-    from compressor.report import write_reports
+    from compressor.commands.report import report_verb
 
-    record = load_record(Path(args.out))
-    folder = Path(args.to or args.out)
-    folder = folder.parent if folder.is_file() else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write_reports(record, folder)
-    if args.to:
-        dump_record(record, folder / "run.json")
-    print(folder / "report.html")
-    return 0
+    return report_verb(args)
 
 
 def bench(args: argparse.Namespace) -> int:

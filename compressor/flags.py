@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,15 +119,20 @@ def _without_same(recipe: Recipe, args: argparse.Namespace) -> dict[str, TargetS
     }
 
 
-def _shaped(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    shape = dict(recipe.shape)
-    for text in args.shape:
+def shape_flags(texts: Sequence[str]) -> dict[str, Any]:
+    """`--shape INPUT=RANGE[,RANGE…]` as the entries of a recipe's `shape:`."""
+    shape: dict[str, Any] = {}
+    for text in texts:
         name, sep, value = text.rpartition("=")
         if not sep:
             raise UsageError("not a shape", where=f"--shape {text}", expected="image=1..8@4")
         dims: Any = value.replace("x", ",").split(",")
         shape[name] = dims if len(dims) > 1 else value
-    recipe = replace(recipe, shape=shape)
+    return shape
+
+
+def _shaped(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    recipe = replace(recipe, shape={**recipe.shape, **shape_flags(args.shape)})
     if not args.device:
         return recipe
     devices: dict[str, TargetSpec | None] = {

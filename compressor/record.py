@@ -117,6 +117,15 @@ def parse_record(text: str, *, where: str = RUN_FILE) -> RunRecord:
     return record
 
 
+def from_json(kind: type, value: Any, where: str) -> Any:
+    """`value` as an object of one of the record's dataclasses; `where` is its path for messages.
+
+    Raises:
+        BadArtifact: a field is missing or has the wrong type.
+    """
+    return _build(kind, value, where)
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of `run.json`, made from the dataclasses."""
     from pydantic import TypeAdapter

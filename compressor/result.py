@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from compressor.board_result import BoardResult
+
 RUN_SCHEMA = 1
 # A quantizing step's note on its integers begins so; reports give it a line of its own.
 INTEGERS = "INT8: "
@@ -255,6 +257,7 @@ class Candidate:
     real_time_factor: float | None = None  # median time of a step over what a step lasts
     damage: Damage | None = None
     divergence: Divergence | None = None
+    boards: list[BoardResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

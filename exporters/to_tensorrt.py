@@ -23,6 +23,7 @@ from exporters._onnx_graph import load_model, opset_of, save_model, specs
 from exporters._onnx_opset import quantized_ops
 from exporters._rtx_check import in_a_sentence, proxy_check
 from exporters._rtx_compile import PACKAGES, wrong_capabilities
+from exporters._trt_check import check_rows
 from exporters._trt_layers import Row, in_words, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
@@ -123,6 +124,11 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     found = findings(model, source.inputs, context.shapes)
     wrong = wrong_capabilities(options.proxy)
     return [*_errors(found), *_dla(source.inputs, options, context), *wrong]
+
+
+def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
+    """Rows of `compress check` for a model that is quantized already: every violation at once."""
+    return check_rows(source, context.shapes)
 
 
 def _errors(found: Sequence[Finding]) -> list[Refusal]:

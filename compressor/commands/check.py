@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from compressor.schema import to_json
 from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
+REFUSED = "refused"
+SAID = frozenset({REFUSED, "mended", "warning", "note"})  # rows that say what is wrong with a node
 NOTHING_TO_DO = "nothing to do"  # how coverage ends the reason of a node that follows others
 
 
@@ -45,7 +48,7 @@ def check_verb(args: argparse.Namespace) -> int:
                 fix="name an ONNX file; of other models `compress explain` tells after a run",
             )
         for name in args.target:
-            found[name], refused = _checked(source, name, tuple(args.keep_float))
+            found[name], refused = _checked(source, name, tuple(args.keep_float), args.shape)
             worst = max(worst, 4 if refused else 0)
     if args.json:
         print(json.dumps(to_json(found), indent=1))
@@ -56,19 +59,25 @@ def check_verb(args: argparse.Namespace) -> int:
 
 
 def _checked(
-    source: Artifact, name: str, keep: tuple[str, ...]
+    source: Artifact, name: str, keep: tuple[str, ...], shape: Sequence[str]
 ) -> tuple[list[dict[str, str]], bool]:
+    from compressor.flags import shape_flags
     from compressor.quantization.coverage import coverage
+    from compressor.shapes import resolve_shapes
     from compressor.steps import load_step, load_target
     from exporters.base import Context, Keep
 
     target = load_target(name, "--target")
-    module = load_step("to_" + name)
-    context = Context(target=name, scheme=target.scheme, keep=Keep(float=keep))
+    module: Any = load_step("to_" + name)
+    shapes = resolve_shapes(shape_flags(shape), source.inputs, "--shape")
+    context = Context(target=name, scheme=target.scheme, keep=Keep(float=keep), shapes=shapes)
+    if _not_float(source, context) and hasattr(module, "check_quantized"):
+        rows = module.check_quantized(source, context)
+        return rows, any(row["precision"] == REFUSED for row in rows)
     refusals = module.refusals(source, module.Options(), context)
     refusals = refusals or _not_float(source, context)
     rows = [
-        {"layer": r.where, "op": "", "precision": "refused", "reason": r.why, "fix": r.fix}
+        {"layer": r.where, "op": "", "precision": REFUSED, "reason": r.why, "fix": r.fix}
         for r in refusals
     ]
     if target.scheme is not None and not refusals:
@@ -97,8 +106,9 @@ def _not_float(source: Artifact, context: Any) -> list[Any]:
 def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> None:
     integer = [r for r in rows if r["precision"] == "int8"]
     rest = [r for r in rows if r["precision"] != "int8"]
-    refused = [r for r in rest if r["precision"] == "refused"]
-    taken = f"{name} takes every node; {len(integer)} of {len(rows)} in INT8"
+    refused = [r for r in rest if r["precision"] == REFUSED]
+    nodes = len([r for r in rows if r["precision"] not in SAID])
+    taken = f"{name} takes every node; {len(integer)} of {nodes} in INT8"
     print(f"{name} cannot compress this model:" if refused else taken)
     following = [] if everything else [r for r in rest if NOTHING_TO_DO in r["reason"]]
     for row in rows if everything else (r for r in rest if r not in following):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.record import record_text, write_atomic
-from compressor.report import show, view
+from compressor.report import boards, show, view
 from compressor.report.junit import OnInconclusive, junit
 from compressor.report.markdown import markdown
 from compressor.report.text import headline_state, terminal
@@ -63,6 +63,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         "reasons": view.headline_reasons(record),
         "notices": view.notices(record),
         "targets": targets,
+        "boards_head": boards.HEAD,
         "overview": _overview(targets),
         "steps": [_step(step) for step in record.steps],
         "data": record.data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor.report import damage, show, view
+from compressor.report import boards, damage, show, view
 from compressor.report.slower import Slower, sentences, slower
 from compressor.report.text import headline_state
 from compressor.result import Candidate, LayerRow, RunRecord, TargetResult
@@ -117,6 +117,10 @@ def _details(record: RunRecord, target: TargetResult) -> list[str]:
         parts.append(
             _folded(f"{target.name}: gates", _table(["Verdict", "Gate", "Measured"], gates))
         )
+    if told := boards.rows(target):
+        lines = [*(f"- {_cell(text)}" for text in boards.sentences(target)), ""]
+        lines += _table(boards.HEAD, [[_cell(cell) for cell in row] for row in told[:ROWS]])
+        parts.append(_folded(f"{target.name}: on boards", lines))
     looked = damage.diagnosed(target)
     parts += [_lost(target.name, looked)] if looked is not None else []
     parts += [_slower(target.name, cost) for cost in slower(target)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from compressor.report import damage, show
+from compressor.report import boards, damage, show
 from compressor.report.slower import sentences, slower
 from compressor.result import Candidate, RunRecord, State, TargetResult
 
@@ -67,6 +67,8 @@ def _target(record: RunRecord, target: TargetResult) -> list[str]:
     lines += _numbers(record, chosen)
     if computes := show.integers(record, chosen):
         lines += _wrapped("integers", computes)
+    for told in boards.sentences(target):
+        lines += _wrapped("board", told)
     return lines + _kept(chosen) + _passed(chosen)
 
 

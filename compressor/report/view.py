@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from compressor.report import charts, damage, show
+from compressor.report import boards, charts, damage, show
 from compressor.report.figures import latency, ledger, ordered, pareto, role_of, slower_view
 from compressor.report.slower import slower
 from compressor.result import Candidate, Check, RunRecord, TargetResult, Timing
@@ -38,7 +38,8 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
     }
     if chosen is None:
         empty: dict[str, Any] = dict.fromkeys(("table", "ledger", "layers", "damage"))
-        return view | empty | {key: [] for key in ("tiles", "gates", "charts", "slower", "notes")}
+        lists = ("tiles", "gates", "charts", "slower", "notes", "boards", "told")
+        return view | empty | {key: [] for key in lists}
     return view | {
         "tiles": _tiles(record, chosen),
         "gates": [gate_view(check) for check in _worst_first(chosen.checks)],
@@ -49,6 +50,8 @@ def target_view(record: RunRecord, target: TargetResult) -> dict[str, Any]:
         "damage": damage.view(target),
         "slower": [slower_view(cost) for cost in slower(target)],
         "notes": show.notes(record, chosen),
+        "boards": boards.rows(target),
+        "told": boards.sentences(target),
     }
 
 

@@ -102,8 +102,9 @@ def summary(rows: Sequence[Sequence[float]], walltime_ms: float) -> Dict[str, An
         "h2d_ms": percentile(h2d, 50),
         "d2h_ms": percentile(d2h, 50),
         "enqueue_ms": percentile(enqueue, 50),
-        "latency_p50_ms": percentile(latency, 50),
-        "latency_p99_ms": percentile(latency, 99),
+        **{f"latency_p{p}_ms": percentile(latency, p) for p in (50, 90, 99)},
+        "latency_min_ms": float(latency.min()),
+        "latency_p50_interval_ms": median_interval(latency),
         "throughput_per_s": len(rows) / walltime_ms * 1e3 if walltime_ms else 0.0,
     }
     return {**made, "doubts": doubts(made)}
@@ -114,6 +115,13 @@ def percentile(values: np.ndarray[Any, Any], percent: float) -> float:
     ordered = np.sort(values)
     index = int(np.ceil(ordered.size * percent / 100 - 1e-9)) - 1
     return float(ordered[min(max(index, 0), ordered.size - 1)])
+
+
+def median_interval(values: np.ndarray[Any, Any]) -> List[float]:
+    """(low, high) of a median at 95 % by order statistics, as if inferences were independent."""
+    ordered, reach = np.sort(values), 0.98 * np.sqrt(values.size)
+    ranks = (values.size / 2 - reach, values.size / 2 + reach)
+    return [float(ordered[int(np.clip(rank, 0, values.size - 1))]) for rank in ranks]
 
 
 def doubts(made: Dict[str, Any]) -> List[str]:

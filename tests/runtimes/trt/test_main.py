@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compressor.from_board import read_result
 from runtimes.trt.main import main
 from tests.runtimes.trt import board
 
@@ -71,6 +72,7 @@ def test_the_bundle_alone_on_a_board(bundle: Path, tmp_path: Path) -> None:
     assert {path.name for path in root.iterdir()} >= BUILT
     result = json.loads((root / "r.json").read_text())
     assert json.loads((root / "engine.json").read_text()) == result
+    assert read_result(root / "r.json").timing[1].graph  # the host side reads it
     assert result["bundle"] == board.digest(root / "model.onnx")
     assert result["status"] == "validated"
     assert result["versions"]["tensorrt"] == "10.3.0"
