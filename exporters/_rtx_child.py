@@ -25,21 +25,20 @@ _TOLD = ("WARNING", "ERROR", "INTERNAL_ERROR")
 
 def main() -> None:
     """Build what the request says, write the plan, then the answer."""
-    _fix_addresses()
+    fixed = _fix_addresses()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    answer = build(api.load("tensorrt_rtx"), request)
+    answer = {**build(api.load("tensorrt_rtx"), request), "reproducible": fixed}
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def _fix_addresses() -> None:
-    """Start again at fixed addresses where the kernel lets us; containers often do not."""
+def _fix_addresses() -> bool:
+    """Start again at fixed addresses; False where the kernel does not let us, as in containers."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "personality"):
-        return
-    now = libc.personality(0xFFFFFFFF)
-    if now < 0 or now & _ADDR_NO_RANDOMIZE or libc.personality(now | _ADDR_NO_RANDOMIZE) < 0:
-        return
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    now = libc.personality(0xFFFFFFFF) if hasattr(libc, "personality") else -1
+    fixed = now >= 0 and bool(now & _ADDR_NO_RANDOMIZE)
+    if not fixed and now >= 0 and libc.personality(now | _ADDR_NO_RANDOMIZE) >= 0:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    return fixed
 
 
 def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:

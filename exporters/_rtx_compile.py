@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Outcome:
         seconds: parsing and building, without the start of the process.
         plan_bytes: size of the plan.
         layers: the engine's layers.
+        reproducible: False where another build may number things otherwise (see `_rtx_child`).
     """
 
     why_not: str = ""
@@ -58,6 +59,7 @@ class Outcome:
     seconds: float = 0.0
     plan_bytes: int = 0
     layers: tuple[EngineLayer, ...] = ()
+    reproducible: bool = True
 
     @property
     def compiled(self) -> bool:
@@ -126,13 +128,7 @@ def compile_plan(
             )
         size = made.stat().st_size
         made.replace(plan)
-    return Outcome(
-        warnings=outcome.warnings,
-        version=outcome.version,
-        seconds=outcome.seconds,
-        plan_bytes=size,
-        layers=outcome.layers,
-    )
+    return replace(outcome, plan_bytes=size)
 
 
 def _run(work: Path, limit_s: float) -> str:
@@ -176,6 +172,7 @@ def _outcome(answer: Mapping[str, Any]) -> Outcome:
         version=answer["version"],
         seconds=answer["seconds"],
         layers=tuple(parse_table(answer["table"])),
+        reproducible=answer["reproducible"],
     )
 
 

