@@ -46,7 +46,7 @@ class Outcome:
         problems: what was objected to, by node.
         warnings: what the parser or the builder said, but went on.
         version: of the compiler; empty where it did not get so far.
-        seconds: parsing and building, without the start of the process.
+        seconds: of processor time, for parsing and building.
         plan_bytes: size of the plan.
         layers: the engine's layers.
         reproducible: False where another build may number things otherwise (see `_rtx_child`).

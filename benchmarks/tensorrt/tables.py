@@ -21,7 +21,7 @@ def table(results: Row) -> str:
         "without a GPU, so this says what is legal and what computes in INT8; nothing here was run",
         "on a GPU or timed, and no engine for Orin or Thor was built. Scores are ONNX Runtime's on",
         "the same file, on evaluation data. Layers are Conv, ConvTranspose, Gemm and MatMul with a",
-        "constant weight; the share is of their multiplications.",
+        "constant weight; the share is of their multiplications. Seconds are of processor time.",
         "",
         _reached(models),
         "",
