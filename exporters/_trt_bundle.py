@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters._trt_board import copy_board_files
 from exporters._trt_layers import Row, precision_of
 from runtimes.arrays import write_arrays
 from runtimes.types import sha256_of
@@ -25,10 +26,6 @@ SCHEMA = 1
 MODEL, DESCRIPTION, REFERENCE = "model.onnx", "trt.json", "reference.npz"
 # GPUs that TensorRT 10.3 to 11 build for and this bundle's types run on; Orin is 87, Thor 110.
 SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
-_LAUNCHER = '''"""Build, check and time this bundle's engine here; --help lists the flags."""
-from trt.main import entry
-entry()
-'''
 # What engines lose against ONNX Runtime on the same file: TF32 has float16's digits, half sums in
 # other orders, and a value near the middle between two integers goes to one or the other.
 LEAST_DB = {"fp32": 50.0, "fp16": 30.0, "bf16": 25.0, "int8": 20.0}
@@ -64,13 +61,7 @@ def write_reference(path: Path, feeds: Mapping[str, Any], outputs: Mapping[str, 
 
 def write_bundle(root: Path, content: Content) -> None:
     """Put everything beside `model.onnx` and `reference.npz`, which are there already."""
-    import runtimes
-
-    source = Path(runtimes.__file__).parent / "trt"
-    (root / "trt").mkdir()
-    for path in sorted(source.glob("*.py")):
-        (root / "trt" / path.name).write_bytes(path.read_bytes())
-    (root / "build_engine.py").write_text(_LAUNCHER, encoding="utf-8")
+    copy_board_files(root)
     (root / "README.md").write_text(_readme(content), encoding="utf-8")
     text = json.dumps(description(root, content), indent=1, sort_keys=True, allow_nan=False)
     (root / DESCRIPTION).write_text(text + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 """Step and target `tensorrt`: ONNX → a bundle from which a board builds its engine.
 
-TensorRT's builder needs the GPU that it builds for, so no engine comes out here. The bundle holds a
-model that TensorRT's parser takes, checked rule by rule, its precision typed in the file (which is
-all that TensorRT 11 goes by), and what it takes to build, check and time the engine on the board.
+TensorRT's builder needs the GPU that it builds for. So the bundle holds a model that its parser
+takes, checked rule by rule, with the precision typed in the file (TensorRT 11 knows no other), and
+what it takes to build, check and time the engine on the board. Where this machine has a GPU and
+TensorRT, the engine is built right away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from exporters._onnx_opset import quantized_ops
 from exporters._rtx_check import in_a_sentence, proxy_check
 from exporters._rtx_compile import PACKAGES, wrong_capabilities
 from exporters._trt_check import check_rows
+from exporters._trt_engine import build_here, versions_here
 from exporters._trt_layers import Row, in_words, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
@@ -51,6 +53,7 @@ NEEDS: frozenset[str] = frozenset()
 USES = frozenset({"calibration"})
 
 REFERENCE_SAMPLES, REFERENCE_BYTES = 4, 16 << 20
+TUNED = "TensorRT chooses kernels by timing them on this GPU"
 TOLERANCE = 1e-3  # of a float model, relative to an output's largest magnitude
 
 _BUNDLE = StepSpec("to_tensorrt")
@@ -108,9 +111,11 @@ class Options:
 
 
 def tools() -> dict[str, str]:
-    """Versions of onnx, onnxruntime and, if there, TensorRT-RTX; TensorRT is on the board."""
+    """Versions of onnx, onnxruntime, TensorRT-RTX if it is there, and of TensorRT where an engine
+    is built on this machine.
+    """
     needed = installed(("onnx", "onnxruntime"), "to_tensorrt", "pip install onnxruntime")
-    return {**needed, **where_installed(PACKAGES)}
+    return {**needed, **where_installed(PACKAGES), **versions_here()}
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
@@ -178,12 +183,28 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         rtx=rtx,
     )
     bundle.write_bundle(env.work, content)
+    if versions_here():
+        notes += _built(env)
     facts = _facts(source, content, error, [*notes, *_said(content, options, inputs, shapes)])
     facts["model_files"] = bundle.model_files(env.work)
     if bounds := ranges(inputs, shapes):
         facts["bounds"] = {name: [low, high] for name, (low, _, high) in bounds.items()}
     made = Artifact.write(env.work, "tensorrt", bundle.MODEL, inputs, outputs, facts)
     return require_drop_in(source, made, sizes)
+
+
+def _built(env: Env) -> list[str]:
+    """Build the engine beside the model; what it came to."""
+    env.progress(0.5, "TensorRT builds the engine")
+    told = build_here(env.work, env.scratch)
+    device, engine, counts = told["device"], told["engine"], told["layers"]
+    back = counts.get("fell_back", [])
+    shown = f": {', '.join(back[:4])}" if back else ""
+    size, took = f"{engine['bytes']:,} bytes", f"{engine['build_seconds']:.0f} s"
+    return [
+        f"engine for {device['name']} (SM {device['sm']}): {size}, built in {took}",
+        f"{len(back)} layers that were to run in INT8 run in float there{shown}",
+    ]
 
 
 def _brought(source: Artifact, sizes: Mapping[str, int]) -> tuple[Any, list[str]]:
@@ -301,4 +322,5 @@ def _facts(
         "precision": content.precision,
         "check": error.to_json(),
         "notes": [*before, *notes],
+        **({"not_reproducible": TUNED} if versions_here() else {}),
     }

@@ -27,6 +27,7 @@ from tests import models
 from tests.compressor.quantization.helpers import apply, prepared
 from tests.exporters.helpers import artifact_of, named, step
 from tests.exporters.test_trt_rules import integer_operator, plain
+from tests.runtimes.trt import board
 from tests.step_env import ArraySamples, make_env
 
 TIME = {
@@ -177,3 +178,41 @@ def test_recurrent_layers_are_listed_in_float(tmp_path):
     rows = {row["name"]: row for row in described(made)["layers"]}
     assert rows["rnn"]["precision"] == "float32"
     assert rows["rnn"]["macs"] > 0
+
+
+WITH_GPU = """
+import sys
+from pathlib import Path
+from exporters import to_tensorrt
+from exporters.base import Context
+from runtimes.arrays import read_arrays
+from runtimes.rt_tensorrt import open_session
+from runtimes.types import Artifact
+from tests.step_env import make_env
+source = Artifact.load(Path(sys.argv[1]))
+env = make_env(Path(sys.argv[2]), reference=source, context=Context(dims={"batch": 2}))
+made = to_tensorrt.run(source, to_tensorrt.Options(), env)
+assert "tensorrt" in to_tensorrt.tools()
+held = read_arrays(made.root / "reference.npz")
+with open_session(made) as session:
+    got = session.run({"image": held["in/image"]})
+assert abs(got["logits"] - held["out/logits"]).max() < 0.1
+print(made.root)
+"""
+
+
+@pytest.mark.slow
+def test_with_a_gpu_the_engine_is_built_along_and_runs(int8, tmp_path):
+    """On a machine that only seems to have one."""
+    fake = board.environment()
+    env = {**fake, "PYTHONPATH": f"{fake['PYTHONPATH']}:{Path(__file__).parents[2]}"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_GPU, str(int8.root), str(tmp_path)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = Artifact.load(Path(done.stdout.strip()))
+    assert json.loads((made.root / "engine.json").read_text())["status"] == "validated"
+    assert made.size_bytes == (made.root / "model.onnx").stat().st_size
+    assert made.facts["not_reproducible"]
+    assert any(note.startswith("engine for") for note in made.facts["notes"])
