@@ -73,9 +73,19 @@ def tools() -> dict[str, str]:
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
-    """Compute capabilities that TensorRT-RTX has no code for."""
-    del source, context
-    return wrong_capabilities(options.compute_capabilities)
+    """Compute capabilities that TensorRT-RTX has no code for.
+
+    Of a model that is no bundle yet, which `compress check` hands in, what becomes of it as well.
+    """
+    found = wrong_capabilities(options.compute_capabilities)
+    if source.format in to_tensorrt.ACCEPTS:
+        found += to_tensorrt.refusals(source, to_tensorrt.Options(), context)
+    return found
+
+
+def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
+    """For `compress check` of a model with Q/DQ pairs: what becomes of it as a bundle."""
+    return to_tensorrt.check_quantized(source, context)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
