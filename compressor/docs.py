@@ -145,6 +145,8 @@ def _target_lines(name: str) -> Iterator[str]:
         f"Runs on `{target.runtime}`, device `{target.device}`; ships {_names(target.formats)}; "
         f"channel counts round to a multiple of {target.width_multiple}."
     )
+    if target.emulator:
+        yield f"Where that cannot run, `{target.emulator}` gives the scores and nothing is timed."
     yield ""
     yield "| tried in this order | steps |"
     yield "|---|---|"

@@ -10,7 +10,6 @@ from exporters._trt_graph import MULTIPLYING, View
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _TYPES = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "DOUBLE": "float64"}
-_HALVES = {"float16": "fp16", "bfloat16": "bf16"}
 Row = dict[str, Any]
 
 
@@ -62,11 +61,9 @@ def _types(graph: Any) -> dict[str, str]:
 
 
 def precision_of(rows: Sequence[Row]) -> str:
-    """The variant's name: `int8` where any layer is, else the half type that any has, or `fp32`."""
-    found = [row["precision"] for row in rows]
-    if "int8" in found:
-        return "int8"
-    return next((name for kind, name in _HALVES.items() if kind in found), "fp32")
+    """The variant's name: `int8` or `fp16` where any layer is, else `fp32`."""
+    found = {row["precision"] for row in rows}
+    return "int8" if "int8" in found else "fp16" if "float16" in found else "fp32"
 
 
 def in_words(rows: Sequence[Row]) -> str:

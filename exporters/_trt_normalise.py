@@ -13,13 +13,15 @@ from typing import Any
 from exporters import _trt_activations as activations
 from exporters import _trt_weights as weights
 from exporters._onnx_cleanup import clean
-from exporters._onnx_graph import MICROSOFT, normalise
+from exporters._onnx_graph import MICROSOFT, all_nodes, normalise, opset_of
 from exporters._onnx_opset import quantized_ops, upgrade_opset
+from exporters._onnx_session import without_weights
 from exporters._trt_edit import Editor
 from exporters._trt_graph import DEQUANTIZE, QUANTIZE
 
 LEAST_OPSET = 17  # the first with LayerNormalization; below 13 there are no scales per channel
-HALF_OPSET = 19  # the first whose Q/DQ take scales in float16
+DOCUMENTED = 20  # the last that TensorRT 10.3 names, which is JetPack 6.1's and 6.2's
+_OTHERWISE = frozenset({"GroupNormalization"})  # what a later operator set computes in another way
 
 
 def normalised(model: Any) -> tuple[Any, list[str]]:
@@ -29,7 +31,37 @@ def normalised(model: Any) -> tuple[Any, list[str]]:
         counts |= _quantized(model)
     model, _ = normalise(model, copy=False)
     model, raised = upgrade_opset(model, LEAST_OPSET)
+    raised += lower_opset(model, DOCUMENTED)
     return model, [*(f"{number} {what}" for what, number in counts.items() if number), *raised]
+
+
+def lower_opset(model: Any, opset: int) -> list[str]:
+    """Declare an older operator set in place, where `model` is valid in it just as it stands.
+
+    Between 20 and 22 operators only took more types, but for those that are left alone here.
+    """
+    import onnx
+
+    have = opset_of(model)
+    if have <= opset or any(node.op_type in _OTHERWISE for node in all_nodes(model)):
+        return []
+    bare = without_weights(model)
+    _declare(bare, opset)
+    try:
+        onnx.checker.check_model(bare, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return []
+    _declare(model, opset)
+    return [f"operator set lowered from {have} to {opset}, which TensorRT 10.3 documents"]
+
+
+def _declare(model: Any, opset: int) -> None:
+    import onnx
+
+    for entry in model.opset_import:
+        if entry.domain in {"", "ai.onnx"}:
+            entry.version = opset
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, True)
 
 
 def _quantized(model: Any) -> dict[str, int]:

@@ -31,6 +31,8 @@ def targets_verb(args: argparse.Namespace) -> int:
         target = load_target(name)
         reason = load_runtime(target.runtime).missing()
         state = f"cannot run here: {reason}" if reason else "ready"
+        if reason and target.emulator:
+            state = f"its engine is not here, {target.emulator} gives the scores: {reason}"
         print(f"{name}  ({state})")
         for rung in target.ladder:
             print(f"  {rung.name:10} {' → '.join(s.name for s in rung.steps)}")

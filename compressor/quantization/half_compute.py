@@ -167,6 +167,10 @@ def _facts(
         for row in source.facts.get("requested", [])
         if row["requested"] not in {"float32", options.dtype}
     }
+    why = {row["layer"]: row["reason"] for row in source.facts.get("requested", [])}
+    for row in rows:
+        if row["op"] in HEAVY and not row["reason"]:  # why it is no integer is still true
+            row["reason"] = why.get(row["layer"], "")
     rows = [integer.get(row["layer"], row) for row in rows]
     done = sum(row["requested"] == options.dtype for row in rows)
     told = f"{done} of {len(rows)} layers compute in {options.dtype}"

@@ -204,3 +204,20 @@ def test_an_old_operator_set_is_raised():
     made, notes = normalised(normalise(model)[0])
     assert made.opset_import[0].version == 17
     assert notes[-1] == "operator set raised from 12 to 17"
+
+
+@pytest.mark.parametrize(("name", "opset"), [("convnet", 20), ("transformer_block", 20)])
+def test_the_operator_set_is_one_that_jetpack_6_documents(name, opset):
+    model = prepared(name)
+    made, _ = normalised(copied(model))
+    assert made.opset_import[0].version == opset
+    feeds = models.feeds(model, 4)
+    for key, want in answers(model, feeds).items():
+        np.testing.assert_array_equal(answers(made, feeds)[key], want)
+
+
+def test_it_stays_where_a_later_one_computes_otherwise():
+    net = Quantized(0)
+    parts = [net.constant("s", np.ones(4)), net.constant("b", np.zeros(4))]
+    x = net.op("GroupNormalization", "image", *parts, name="norm", num_groups=2)
+    assert normalised(net.done(x))[0].opset_import[0].version == 21
