@@ -171,7 +171,7 @@ def _suggestions(record: RunRecord, target: TargetResult, chosen: Candidate) -> 
     accuracy = any(gate.startswith(("accuracy", "relative", "agreement")) for gate in failed)
     found = _for_samples(chosen)
     found += _for_accuracy(record, target, chosen) if accuracy else []
-    found += _for_size(record, chosen) if chosen.format != "tensorrt" else []
+    found += _for_size(record, chosen) if not chosen.format.startswith("tensorrt") else []
     found += _for_speed(chosen)
     return list(dict.fromkeys(found)) or [
         "nothing obvious is left: every layer with weights is small and fast"

@@ -45,6 +45,7 @@ class Content:
     least_db: float | None
     samples: int
     of_calibration: bool
+    rtx: Mapping[str, Any] | None
 
     @property
     def precision(self) -> str:
@@ -98,7 +99,7 @@ def description(root: Path, content: Content) -> dict[str, Any]:
             "of": "calibration data" if content.of_calibration else "seeded examples",
         },
         "checks": list(content.checks),
-        "rtx": None,
+        "rtx": content.rtx,
     }
 
 

@@ -22,9 +22,11 @@ from exporters._drop_in import require_drop_in
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, opset_of, save_model, specs
 from exporters._onnx_opset import quantized_ops
+from exporters._rtx_check import in_a_sentence, proxy_check
+from exporters._rtx_compile import PACKAGES, wrong_capabilities
 from exporters._trt_check import check_rows
 from exporters._trt_engine import build_here, versions_here
-from exporters._trt_layers import in_words, layers
+from exporters._trt_layers import Row, in_words, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
 from exporters._trt_rules import Finding, findings
@@ -38,6 +40,7 @@ from exporters.base import (
     batch_names,
     example_feeds,
     installed,
+    where_installed,
 )
 from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed, Unsupported
@@ -91,6 +94,9 @@ class Options:
         sms: compute capabilities the bundle may be built on (87 is Orin, 110 is Thor).
         least_db: SQNR that the engine's answers must have against ONNX Runtime's on the same file;
             none given: 50 dB in FP32, 30 in FP16, 20 in INT8.
+        proxy: compute capabilities for which TensorRT-RTX, where it is installed, compiles the
+            model: with TensorRT's own parser and without a GPU, but for none that a Jetson has.
+            What it refuses or runs in float is told; it decides nothing. Empty: not asked.
     """
 
     workspace_bytes: int = 1 << 30
@@ -101,12 +107,15 @@ class Options:
     dla_core: int | None = None
     sms: tuple[int, ...] = bundle.SMS
     least_db: float | None = None
+    proxy: tuple[int, ...] = (86, 89)
 
 
 def tools() -> dict[str, str]:
-    """Versions of onnx and onnxruntime, and of TensorRT where this machine builds the engine."""
-    own = installed(("onnx", "onnxruntime"), "to_tensorrt", "pip install onnxruntime")
-    return {**own, **versions_here()}
+    """Versions of onnx, onnxruntime, TensorRT-RTX if it is there, and of TensorRT where an engine
+    is built on this machine.
+    """
+    needed = installed(("onnx", "onnxruntime"), "to_tensorrt", "pip install onnxruntime")
+    return {**needed, **where_installed(PACKAGES), **versions_here()}
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
@@ -118,7 +127,8 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     if quantized_ops(model):
         model, _ = normalised(model)
     found = findings(model, source.inputs, context.shapes)
-    return [*_errors(found), *_dla(source.inputs, options, context)]
+    wrong = wrong_capabilities(options.proxy)
+    return [*_errors(found), *_dla(source.inputs, options, context), *wrong]
 
 
 def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
@@ -157,17 +167,20 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     error, samples = _checked(source, inputs, env)
     dims = {**source.facts.get("dims", {}), **env.context.dims}
     rows = layers(model, dims, source.facts.get("requested", []))
+    profiles = [profile(spec, shapes, inputs) for spec in inputs]
+    rtx = _proxy(env.work / bundle.MODEL, options, profiles, rows)
     content = bundle.Content(
-        inputs=[profile(spec, shapes, inputs) for spec in inputs],
+        inputs=profiles,
         outputs=[spec.to_json() for spec in outputs],
         layers=rows,
-        checks=[one.to_json() for one in found],
+        checks=[*(one.to_json() for one in found), *_of_proxy(rtx)],
         opset=opset_of(model),
         builder=_builder(options),
         sms=options.sms,
         least_db=options.least_db,
         samples=samples,
         of_calibration="calibration" in env.data,
+        rtx=rtx,
     )
     bundle.write_bundle(env.work, content)
     if versions_here():
@@ -200,6 +213,21 @@ def _brought(source: Artifact, sizes: Mapping[str, int]) -> tuple[Any, list[str]
     if sizes:
         infer_fixed_outputs(model)
     return normalised(model)
+
+
+def _proxy(
+    path: Path, options: Options, profiles: Sequence[Row], rows: Sequence[Row]
+) -> Row | None:
+    """What TensorRT-RTX makes of the file; None where it is not to be asked."""
+    if not options.proxy:
+        return None
+    macs = {row["name"]: int(row["macs"]) for row in rows}
+    return proxy_check(path, options.proxy, profiles, macs)
+
+
+def _of_proxy(rtx: Row | None) -> list[dict[str, str]]:
+    """Its objections as warnings: another compiler's, for other GPUs."""
+    return [{"rule": "RTX", "level": "warning", **one} for one in (rtx or {}).get("problems", [])]
 
 
 def _builder(options: Options) -> dict[str, Any]:
@@ -265,6 +293,8 @@ def _said(
     shapes: Mapping[str, Any],
 ) -> list[str]:
     notes = [in_words(content.layers)]
+    if content.rtx is not None:
+        notes.append(in_a_sentence(content.rtx))
     named = {name for dims in shapes.values() for name in dims}
     for spec in inputs:
         free = [d for d in batch_names(inputs) if d in spec.shape and d not in named]

@@ -22,7 +22,8 @@ from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import merge_layers, read_nodes
 from runtimes.types import Artifact, TensorSpec
 
-FORMATS = frozenset({"onnx", "onnxruntime", "tensorrt"})
+_BUNDLES = frozenset({"tensorrt", "tensorrt_rtx"})
+FORMATS = frozenset({"onnx", "onnxruntime"}) | _BUNDLES
 _PROFILED_RUNS = 5
 _DUMPED_BYTES = 500_000_000  # of larger models the executed graph is not written out
 _WEIGHTS_APART = "session.optimized_model_external_initializers_file_name"
@@ -49,7 +50,7 @@ def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -
     round, and some of them saturate, where TensorRT does not.
     """
     options = _options(threads)
-    if artifact.format == "tensorrt":
+    if artifact.format in _BUNDLES:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return OrtSession(artifact, _load(artifact, options, device), threads)
 

@@ -1,9 +1,10 @@
 """TensorRT on an NVIDIA GPU: engines that were built from a bundle, on this very machine.
 
-A bundle becomes an engine by `python build_engine.py` in its folder; nothing is built here. Three
-libraries can load one: `tensorrt`, `tensorrt_lean` (version-compatible engines) and `tensorrt_rtx`
-(its own plans). Whether there is a driver is asked in a child process, since TensorRT's runtime
-ends the process where there is none. Memory comes from the CUDA driver through ctypes.
+A bundle becomes an engine by `python build_engine.py` in its folder; nothing is built here. A plan
+of `to_tensorrt_rtx` was compiled before, for the cards it names. Three libraries can load one:
+`tensorrt`, `tensorrt_lean` (version-compatible engines) and `tensorrt_rtx` (its own plans).
+Whether there is a driver is asked in a child process, since TensorRT's runtime ends the process
+where there is none. Memory comes from the CUDA driver through ctypes.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from runtimes.errors import (
 from runtimes.trt import api, board, layers
 from runtimes.trt.bundle import read_bundle
 from runtimes.trt.cuda import Cuda
-from runtimes.trt.engine_file import Here, read_facts, why_not
+from runtimes.trt.engine_file import Here, ahead_why_not, facts_path, read_facts, why_not
 from runtimes.trt.errors import BAD, FAILED, UNSUPPORTED, USAGE, TrtError
 from runtimes.trt.probe import why_no_gpu
 from runtimes.trt.session import Bound, Engine
 from runtimes.types import Artifact, TensorSpec
 
-FORMATS = frozenset({"tensorrt"})
+FORMATS = frozenset({"tensorrt", "tensorrt_rtx"})
 ENGINES = {"tensorrt": "model.engine", "tensorrt_rtx": "model.rtx.plan"}
 _EXTRA = "pip install edge-compressor[tensorrt]"
+_RTX_EXTRA = "pip install 'edge-compressor[tensorrt-rtx]'"
 _KINDS: Dict[int, Type[CompressError]] = {
     USAGE: UsageError,
     UNSUPPORTED: RuntimeUnavailable,
@@ -80,7 +82,8 @@ def open_session(
         UsageError: an unknown device or back end.
     """
     gpu = _gpu(device)
-    name, trt = _library(back_end)
+    own = "tensorrt_rtx" if artifact.format == "tensorrt_rtx" else None
+    name, trt = _library(back_end or own)
     return TrtSession(artifact, name, trt, gpu)
 
 
@@ -95,8 +98,8 @@ class TrtSession:
         with _ours():
             cuda = Cuda(gpu)
             try:
-                facts = _checked(artifact.root, path, name, str(trt.__version__), cuda)
-                compatible = bool(facts["engine"].get("version_compatible"))
+                facts = _checked(artifact, path, name, str(trt.__version__), cuda)
+                compatible = bool(facts.get("engine", {}).get("version_compatible"))
                 self._engine: Optional[Engine] = Engine(trt, cuda, path.read_bytes(), compatible)
             except TrtError:
                 cuda.close()
@@ -182,11 +185,13 @@ def _row(layer: layers.Layer, taken_ms: Optional[float]) -> LayerPrecision:
     return LayerPrecision(layer.name, layer.kind, layer.precision, nodes, taken_ns, beside)
 
 
-def _checked(root: Path, path: Path, name: str, version: str, cuda: Cuda) -> Dict[str, Any]:
-    """What `engine.json` says, if the engine is fit to run here."""
-    bundle = read_bundle(root)
+def _checked(artifact: Artifact, path: Path, name: str, version: str, cuda: Cuda) -> Dict[str, Any]:
+    """What `engine.json` says, where there is one, if the engine is fit to run here."""
+    bundle = read_bundle(artifact.root)
     here = Here(name, version, cuda.device.name, cuda.device.sm)
-    error = why_not(path, bundle.digest, here)
+    plan = artifact.facts.get("plan", {})
+    ahead = path.name == plan.get("file") and not facts_path(path).exists()
+    error = ahead_why_not(path, plan, here) if ahead else why_not(path, bundle.digest, here)
     if error is not None and error.exit_code == USAGE:
         raise RuntimeUnavailable(error.what, where=error.where, fix=error.fix)
     if error is not None:
@@ -216,7 +221,8 @@ def _library(back_end: Optional[str]) -> Tuple[str, Any]:
         )
     if not found or (back_end is not None and back_end not in found):
         what = f"{back_end or 'TensorRT'} is not installed"
-        raise MissingTool(what, where="tensorrt", fix=_EXTRA)
+        fix = _RTX_EXTRA if back_end == "tensorrt_rtx" else _EXTRA
+        raise MissingTool(what, where="tensorrt", fix=fix)
     reason = _why_no_gpu()
     if reason:
         raise RuntimeUnavailable(

@@ -134,7 +134,7 @@ class Case:
         assert self.judge.base is not None
         return self.judge.base
 
-    def lay_out(self, folder: Path) -> tuple[Path, Path]:
+    def lay_out(self, folder: Path, most: int = CALIBRATION) -> tuple[Path, Path]:
         """(model, calibration feeds) as a peer's process reads them, written to `folder`."""
         given = folder / "given"
         given.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class Case:
             shutil.copy(path, given / path.name)
         assert self.base is not None  # a recurrent model's states are those of the original
         samples: Samples = self.opened.opened.data["calibration"]
-        picked = np.unique(np.linspace(0, len(samples) - 1, CALIBRATION).astype(int)).tolist()
+        picked = np.unique(np.linspace(0, len(samples) - 1, most).astype(int)).tolist()
         arrays = {
             f"{i}/{name}": array for i in picked for name, array in samples.feeds([i]).items()
         }

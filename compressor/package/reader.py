@@ -42,7 +42,7 @@ PACKAGE_SCHEMA = 2  # 1: before coding
 READABLE = (1, PACKAGE_SCHEMA)
 INPUT, OUTPUT = "input:", "output:"
 # Formats whose opening is pure data handling. A torch module would import its user's factory.
-INERT = frozenset({"onnx", "onnxruntime", "openvino", "tensorrt"})
+INERT = frozenset({"onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
 # What numpy's and zipfile's own parsers raise on hostile bytes, found by mutating packages.
 _UNREADABLE = (
     ValueError,

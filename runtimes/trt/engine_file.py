@@ -55,6 +55,32 @@ def why_not(engine: Path, digest: str, here: Here) -> Optional[TrtError]:
     return _other_machine(facts, here, where)
 
 
+def ahead_why_not(engine: Path, made: Mapping[str, Any], here: Here) -> Optional[TrtError]:
+    """Why a plan that was compiled without a GPU cannot be used here; None where it can.
+
+    `made` says its `version` and `compute_capabilities`. Exit codes as above.
+    """
+    where = str(engine)
+    if not engine.is_file():
+        return TrtError("the plan is gone", BAD, where=where, fix=REBUILD)
+    if made["version"] != here.version:
+        what, expected, got = "version of TensorRT-RTX", made["version"], here.version
+    elif here.sm not in made["compute_capabilities"]:
+        sms = ", ".join(f"SM {sm}" for sm in made["compute_capabilities"])
+        what, expected, got = "GPU", sms, f"{here.device} (SM {here.sm})"
+    else:
+        return None
+    fix = "name this GPU in compute_capabilities and compile with this version"
+    return TrtError(
+        f"this plan was compiled for another {what}",
+        UNSUPPORTED,
+        where=where,
+        expected=expected,
+        got=got,
+        fix=fix,
+    )
+
+
 def _other_machine(facts: Mapping[str, Any], here: Here, where: str) -> Optional[TrtError]:
     engine, built = facts["engine"], facts.get("device", {})
     version = str(facts.get("versions", {}).get(engine.get("api")))

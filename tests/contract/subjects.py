@@ -25,12 +25,21 @@ from tests.step_env import ArraySamples, make_env
 
 STEPS = sorted(step_modules())
 RUNTIMES = runtime_names()
-FORMATS = {"module", "exported", "onnx", "onnxruntime", "openvino", "tensorrt", "fpga"}
+FORMATS = {
+    "module",
+    "exported",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "fpga",
+}
 ROLES = {"calibration", "training", "selection"}
 FACTORY = "tests.torch_models:tiny_resnet"
 
 # Formats that sources can be made in, options with a real effect, and what comes before.
-PREFERRED = ("onnx", "module", "onnxruntime", "openvino")
+PREFERRED = ("onnx", "module", "onnxruntime", "openvino", "tensorrt")
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}, "samples": 40},
     "recover": {"epochs": 8},
@@ -39,7 +48,11 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "quantize_dynamic": {"least": 1},
 }
 BEFORE: dict[str, tuple[str, ...]] = {"recover": ("prune_channels",)}
-MAKES = {"openvino": ("to_openvino",), "onnxruntime": ("to_onnxruntime",)}
+MAKES = {
+    "openvino": ("to_openvino",),
+    "onnxruntime": ("to_onnxruntime",),
+    "tensorrt": ("to_tensorrt",),
+}
 
 
 def step_and_options(name: str) -> tuple[Step, Any]:
