@@ -95,8 +95,9 @@ class TrtSession:
         with _ours():
             cuda = Cuda(gpu)
             try:
-                _check(artifact.root, path, name, str(trt.__version__), cuda)
-                self._engine: Optional[Engine] = Engine(trt, cuda, path.read_bytes())
+                facts = _checked(artifact.root, path, name, str(trt.__version__), cuda)
+                compatible = bool(facts["engine"].get("version_compatible"))
+                self._engine: Optional[Engine] = Engine(trt, cuda, path.read_bytes(), compatible)
             except TrtError:
                 cuda.close()
                 raise
@@ -181,7 +182,8 @@ def _row(layer: layers.Layer, taken_ms: Optional[float]) -> LayerPrecision:
     return LayerPrecision(layer.name, layer.kind, layer.precision, nodes, taken_ns, beside)
 
 
-def _check(root: Path, path: Path, name: str, version: str, cuda: Cuda) -> None:
+def _checked(root: Path, path: Path, name: str, version: str, cuda: Cuda) -> Dict[str, Any]:
+    """What `engine.json` says, if the engine is fit to run here."""
     bundle = read_bundle(root)
     here = Here(name, version, cuda.device.name, cuda.device.sm)
     error = why_not(path, bundle.digest, here)
@@ -194,6 +196,7 @@ def _check(root: Path, path: Path, name: str, version: str, cuda: Cuda) -> None:
         raise TrtError(
             f"its outputs were not the reference's: {facts.get('reason')}", BAD, where=str(path)
         )
+    return facts
 
 
 def _installed() -> List[str]:
