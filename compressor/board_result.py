@@ -12,7 +12,8 @@ class BoardTiming:
 
     `p50_ms`, `p99_ms` and `cov` (standard deviation over mean) are of the GPU's compute, the
     `latency_…` ones of the way there and back too, medians of which are `h2d_ms` and `d2h_ms`;
-    `enqueue_ms` is what the host needs to submit the work, with a CUDA `graph` or without.
+    `enqueue_ms` is what the host needs to submit the work, with a CUDA `graph` or without. Where
+    the board tells its `power` (mean_mw, of what, by what tool), `energy_mj` is that of a batch.
     """
 
     batch: int
@@ -31,6 +32,8 @@ class BoardTiming:
     latency_p90_ms: float
     latency_p99_ms: float
     doubts: list[str] = field(default_factory=list)
+    power: dict[str, Any] = field(default_factory=dict)
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from runtimes.types import Artifact
 SCHEMA = 1
 ON_BOARDS = frozenset({"tensorrt"})
 JUDGED = ("p50", "p99")
+UNSTEADY = 0.05  # standard deviation over mean of the GPU's compute, above which no verdict rests
 EXIT_CODES: dict[State, int] = {"pass": 0, "not_judged": 0, "inconclusive": 3, "fail": 1}
 
 
@@ -128,11 +129,16 @@ def _with(candidate: Candidate, found: BoardResult, record: RunRecord) -> Candid
 
 
 def _timings(candidate: Candidate, found: BoardResult) -> list[Timing]:
-    """Times that this machine took stay; those reported before make room."""
+    """Times that this machine took stay; those reported before make room for newer ones."""
     timed = [timing for timing in candidate.timings if timing.source != "reported"]
     known = {timing.batch for timing in timed}
-    plain = [t for t in found.timing if not t.graph and t.batch not in known]
-    return [*timed, *(_timing(t, found) for t in plain)]
+    plain = [t for t in _plain(found) if t.batch not in known]
+    return [*timed, *(_timing(t, found) for t in plain)] if plain else candidate.timings
+
+
+def _plain(found: BoardResult) -> list[BoardTiming]:
+    """Times without a CUDA graph, which a program must be written to use."""
+    return [timing for timing in found.timing if not timing.graph]
 
 
 def _timing(told: BoardTiming, found: BoardResult) -> Timing:
@@ -157,17 +163,21 @@ def _check(check: Check, candidate: Candidate, found: BoardResult, record: RunRe
     """A gate that this machine could not judge, on the board's times."""
     words = tuple(name + op for name in JUDGED for op in ("@", "<"))
     ours = check.state == "not_judged" or "(reported)" in check.text
-    if not ours or not check.gate.startswith(words) or not candidate.timings:
-        return check
-    if any(timing.source != "reported" for timing in candidate.timings):
+    mixed = any(timing.source != "reported" for timing in candidate.timings)
+    if not ours or mixed or not check.gate.startswith(words) or not _plain(found):
         return check
     made = judge(parse_gate(check.gate), candidate, record.reference)
+    unsteady = max(timing.cov for timing in _plain(found))
+    if made.state in ("pass", "fail") and unsteady > UNSTEADY:
+        why = f"GPU compute varied by {unsteady:.0%}, more than {UNSTEADY:.0%}"
+        return replace(made, state="not_judged", text=f"not judged: {name(found)}: {why}")
     return replace(made, text=f"{name(found)}: {made.text}")
 
 
 def _own_check(found: BoardResult) -> Check:
     """Whether the bundle became a validated engine there; a board that cannot take it says so."""
-    worst = [float(row["sqnr_db"]) for row in found.numeric.values() if row.get("float", True)]
+    figures = [row.get("sqnr_db") for row in found.numeric.values() if row.get("float", True)]
+    worst = [value for value in figures if isinstance(value, (int, float))]
     gate = f"engine on {name(found)}"
     if found.status == "validated" and found.exit_code == 0:
         numbers = f": outputs keep {min(worst):.1f} dB of ONNX Runtime's" if worst else ""
@@ -178,10 +188,15 @@ def _own_check(found: BoardResult) -> Check:
 
 
 def _judged(target: TargetResult, before: TargetResult) -> TargetResult:
-    """The target's state and exit code, where the one that ships was judged anew."""
+    """The target's state and exit code, where a candidate that ships was judged anew.
+
+    A target whose twin ships failed by its candidates, which no board can mend; one that waits for
+    everything to be judged (`--require-judged`) goes on waiting.
+    """
     shipped = next((c for c in target.candidates if c.name == target.shipped), None)
-    if shipped is None or shipped in before.candidates or target.failure is not None:
+    if shipped is None or shipped in before.candidates or shipped.role != "candidate":
         return target
-    if target.state in ("fail", shipped.state):
+    waits = target.state == "inconclusive" and any(c.state == "not_judged" for c in shipped.checks)
+    if target.state == shipped.state or (waits and shipped.state == "pass"):
         return target
     return replace(target, state=shipped.state, exit_code=EXIT_CODES[shipped.state])

@@ -8,6 +8,10 @@ from pathlib import Path
 LAUNCHER = '''\
 """Build, check and time the TensorRT engine of this bundle: python build_engine.py --help."""
 
+import sys
+
+sys.dont_write_bytecode = True  # the bundle stays as it came
+
 from trt.main import entry
 
 entry()

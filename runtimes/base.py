@@ -9,7 +9,7 @@ A runtime is a module `rt_<engine>.py` with:
     layer_precisions(artifact, *, feeds, threads=1, device="CPU") -> list[LayerPrecision]
                                          what each executed layer computed in (optional)
 
-Only `runtimes/timing.py` owns a clock.
+Only `runtimes/timing.py` owns a clock (and `runtimes/trt/timing.py`, which is alone on its board).
 """
 
 from __future__ import annotations

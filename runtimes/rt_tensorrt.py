@@ -98,8 +98,9 @@ class TrtSession:
         with _ours():
             cuda = Cuda(gpu)
             try:
-                _check(artifact, path, name, str(trt.__version__), cuda)
-                self._engine: Optional[Engine] = Engine(trt, cuda, path.read_bytes())
+                facts = _checked(artifact, path, name, str(trt.__version__), cuda)
+                compatible = bool(facts.get("engine", {}).get("version_compatible"))
+                self._engine: Optional[Engine] = Engine(trt, cuda, path.read_bytes(), compatible)
             except TrtError:
                 cuda.close()
                 raise
@@ -184,7 +185,8 @@ def _row(layer: layers.Layer, taken_ms: Optional[float]) -> LayerPrecision:
     return LayerPrecision(layer.name, layer.kind, layer.precision, nodes, taken_ns, beside)
 
 
-def _check(artifact: Artifact, path: Path, name: str, version: str, cuda: Cuda) -> None:
+def _checked(artifact: Artifact, path: Path, name: str, version: str, cuda: Cuda) -> Dict[str, Any]:
+    """What `engine.json` says, if the engine is fit to run here; of a plan made ahead, nothing."""
     bundle = read_bundle(artifact.root)
     here = Here(name, version, cuda.device.name, cuda.device.sm)
     plan = artifact.facts.get("plan", {})
@@ -199,6 +201,7 @@ def _check(artifact: Artifact, path: Path, name: str, version: str, cuda: Cuda) 
         raise TrtError(
             f"its outputs were not the reference's: {facts.get('reason')}", BAD, where=str(path)
         )
+    return facts
 
 
 def _installed() -> List[str]:

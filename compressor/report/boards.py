@@ -8,7 +8,7 @@ from compressor.board_result import BoardResult, BoardTiming
 from compressor.report import show
 from compressor.result import Candidate, TargetResult
 
-HEAD = ["Board", "Came to", "Batch", "GPU compute p50, p99", "H2D, D2H", "Enqueue", "By"]
+HEAD = ["Board", "Came to", "Batch", "GPU compute p50, p99", "H2D, D2H", "Enqueue", "Energy", "By"]
 
 
 def rows(target: TargetResult) -> list[list[str]]:
@@ -26,9 +26,10 @@ def sentences(target: TargetResult) -> list[str]:
 
 
 def name(board: BoardResult) -> str:
-    """The board in words: its GPU, and its power mode where it has one."""
-    mode = board.device.get("power_mode")
-    return str(board.device.get("name", "a board")) + (f" ({mode})" if mode else "")
+    """The board in words: a Jetson's model or the GPU's name, and the power mode if it has one."""
+    device, mode = board.device, board.device.get("power_mode")
+    model = device.get("model") if device.get("integrated") else None
+    return str(model or device.get("name", "a board")) + (f" ({mode})" if mode else "")
 
 
 def _all(target: TargetResult) -> Iterator[tuple[Candidate, BoardResult]]:
@@ -41,12 +42,15 @@ def _who(candidate: Candidate, board: BoardResult) -> list[str]:
 
 def _times(timing: BoardTiming | None) -> list[str]:
     if timing is None:
-        return ["—"] * 5
+        return ["—"] * 6
     return [
         str(timing.batch),
         f"{show.ms(timing.p50_ms)}, {show.ms(timing.p99_ms)}",
         f"{show.ms(timing.h2d_ms)}, {show.ms(timing.d2h_ms)}",
         show.ms(timing.enqueue_ms),
+        "—"
+        if timing.energy_mj is None
+        else f"{timing.energy_mj:.3g} mJ ({timing.power.get('of')})",
         f"{timing.source}, {'a' if timing.graph else 'no'} CUDA graph, n = {timing.samples:,}",
     ]
 

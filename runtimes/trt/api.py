@@ -22,6 +22,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
 _WEAK_FLAGS: Dict[str, Tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("FP16",),
+    "bf16": ("BF16",),
     "int8": ("FP16", "INT8"),
     "fp8": ("FP16", "FP8"),
     "int4": ("FP16", "INT8"),
@@ -35,7 +36,7 @@ def load(name: str) -> Any:
     for module in MODULES[name]:
         try:
             return importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the latter from libraries it loads itself
             reasons.append(str(error))
     raise TrtError(
         f"{name} cannot be imported: {reasons[0]}",
@@ -115,10 +116,14 @@ def configure(trt: Any, config: Any, builder: Any, options: Mapping[str, Any]) -
     if workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace))
     if options.get("optimization_level") is not None:
-        config.builder_optimization_level = int(options["optimization_level"])
+        if hasattr(config, "builder_optimization_level"):
+            config.builder_optimization_level = int(options["optimization_level"])
+        else:
+            notes.append("this TensorRT has no optimization levels")
     if options.get("detailed", True):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.get("hardware_compatible"):
+        _needs(trt, "HardwareCompatibilityLevel", trt)
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     wanted = {"version_compatible": "VERSION_COMPATIBLE", "sparsity": "SPARSE_WEIGHTS"}
     for option, name in wanted.items():
@@ -131,11 +136,13 @@ def configure(trt: Any, config: Any, builder: Any, options: Mapping[str, Any]) -
 
 def set_flag(trt: Any, config: Any, name: str) -> None:
     """Set a builder flag; `TrtError` (exit code 4) where the binding has none of that name."""
-    if not hasattr(trt.BuilderFlag, name):
-        raise TrtError(
-            f"this TensorRT has no builder flag {name}", UNSUPPORTED, where=str(trt.__version__)
-        )
+    _needs(trt, name, trt.BuilderFlag)
     config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _needs(trt: Any, name: str, holder: Any) -> None:
+    if not hasattr(holder, name):
+        raise TrtError(f"it has no {name}", UNSUPPORTED, where=f"TensorRT {trt.__version__}")
 
 
 def _dla(trt: Any, config: Any, builder: Any, core: int) -> List[str]:
@@ -188,11 +195,11 @@ def add_profile(
         raise TrtError("the optimisation profile is refused", FAILED, where=free[0].name)
 
 
-def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> None:
+def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> Any:
     """Tell the phases of a build, where the binding offers them (10.x and later)."""
     if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         say("building; this TensorRT tells no progress")
-        return
+        return None
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -213,7 +220,8 @@ def watch_progress(trt: Any, config: Any, say: Callable[[str], None]) -> None:
                 say(f"{phase_name}: {step + 1} of {total}")
             return True  # False would end the build
 
-    config.progress_monitor = Monitor()
+    config.progress_monitor = monitor = Monitor()
+    return monitor
 
 
 def profiler(trt: Any) -> Any:
@@ -240,11 +248,14 @@ class Tensor(NamedTuple):
     on_host: bool
 
 
-def deserialize(trt: Any, plan: bytes, log: Log) -> Tuple[Any, Any]:
-    """(runtime, engine) of a plan; `TrtError` (exit code 7) where this library refuses it."""
+def deserialize(trt: Any, plan: bytes, log: Log, compatible: bool = False) -> Tuple[Any, Any]:
+    """(runtime, engine) of a plan; `TrtError` (exit code 7) where this library refuses it.
+
+    A version-`compatible` plan carries its runtime, which is code that runs on the host.
+    """
     runtime = trt.Runtime(log.listener)
-    if hasattr(runtime, "engine_host_code_allowed"):
-        runtime.engine_host_code_allowed = True  # version-compatible plans carry their runtime
+    if compatible:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise TrtError(

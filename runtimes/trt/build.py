@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
 from . import api
+from .cuda import Cuda
 from .errors import FAILED, TrtError
 from .timing import timed
 
@@ -15,8 +16,9 @@ def build(job: Mapping[str, Any]) -> Dict[str, Any]:
     """Build an engine.
 
     Args:
-        job: `api` (back end), `model` and `engine` (paths), `precision`, `inputs` (as in trt.json),
-            `builder` (options), `timing_cache` (path; read where it is there, then written).
+        job: `gpu` (an index, or None for a builder that needs no GPU), `api` (back end), `model`
+            and `engine` (paths), `precision`, `inputs` (as in trt.json), `builder` (options),
+            `timing_cache` (path; read where it is there, then written).
 
     Returns:
         seconds, notes (sentences), warnings (the builder's own).
@@ -24,6 +26,16 @@ def build(job: Mapping[str, Any]) -> Dict[str, Any]:
     Raises:
         TrtError: the parser or the builder refused; nothing is written then.
     """
+    if job.get("gpu") is None:
+        return _build(job)
+    cuda = Cuda(int(job["gpu"]))  # before TensorRT, which then builds for this GPU
+    try:
+        return _build(job)
+    finally:
+        cuda.close()
+
+
+def _build(job: Mapping[str, Any]) -> Dict[str, Any]:
     trt = api.load(job["api"])
     log = api.Log(trt)
     builder = trt.Builder(log.listener)
@@ -34,13 +46,14 @@ def build(job: Mapping[str, Any]) -> Dict[str, Any]:
         api.set_flag(trt, config, name)
     notes = api.configure(trt, config, builder, job["builder"])
     api.add_profile(network, config, builder, job["inputs"])
-    api.watch_progress(trt, config, _say)
+    monitor = api.watch_progress(trt, config, _say)
     notes += _use_cache(config, job.get("timing_cache"))
     plan, taken_ns = timed(lambda: builder.build_serialized_network(network, config))
     if plan is None:
         raise _gave_up(log, job)
     Path(job["engine"]).write_bytes(bytes(plan))
     _keep_cache(config, job.get("timing_cache"))
+    del monitor  # it was only lent to the builder
     return {"seconds": taken_ns / 1e9, "notes": notes, "warnings": log.warnings[-20:]}
 
 

@@ -10,7 +10,7 @@ from .errors import BAD, UNSUPPORTED, USAGE, TrtError
 from .files import sha256_of
 
 SCHEMA = 1
-PRECISIONS = ("fp32", "fp16", "int8", "fp8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 _KEYS = ("model", "sha256", "inputs", "outputs", "precision", "layers", "requires", "builder")
 
 

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from . import compare, layers, trtexec
 from .errors import FAILED, TrtError
+from .power import Watch
 from .records import errors_in, read_outputs, read_profile, read_times
 from .timing import timed
 from .validate import resized, slowest
@@ -37,7 +38,7 @@ def validate(job: Mapping[str, Any], time_limit_s: Optional[float]) -> Dict[str,
         bench = _Bench(Path(folder), job, time_limit_s)
         outputs = read_outputs(bench.run(feeds, False, 1.0)["outputs"], dtypes)
         timing = bench.times(feeds) if job["seconds"] else []
-        profile = read_profile(bench.run(feeds, False, 1.0, profile=True)["profile"])
+        profile = bench.profile(feeds) if job["seconds"] else []
     facts = Path(job["engine"]).with_suffix(".layers.json")
     found = layers.read_layers(facts.read_text(encoding="utf-8")) if facts.is_file() else []
     notes = [] if found else ["trtexec left no facts on layers: build again with --rebuild"]
@@ -63,9 +64,15 @@ class _Bench:
         for batch in self._job["batches"] or [None]:
             sized = resized(feeds, self._job["inputs"], batch)
             for graph in self._job["graph"]:
-                text = self.run(sized, graph, float(self._job["seconds"]))["times"]
-                made.append({"graph": graph, "batch": compare.rows(sized), **read_times(text)})
+                with Watch() as watch:
+                    text = self.run(sized, graph, float(self._job["seconds"]))["times"]
+                row = {"graph": graph, "batch": compare.rows(sized), **read_times(text)}
+                made.append({**row, "power": watch.told} if watch.told else row)
         return made
+
+    def profile(self, feeds: compare.Arrays) -> List[Tuple[str, float]]:
+        """(layer, mean ms), from a run of its own."""
+        return read_profile(self.run(feeds, False, 1.0, profile=True)["profile"])
 
     def run(
         self, feeds: compare.Arrays, graph: bool, seconds: float, profile: bool = False
@@ -87,6 +94,7 @@ class _Bench:
             inputs=raw,
             graph=graph,
             seconds=seconds,
+            gpu=int(self._job["gpu"]),
             **made,
         )
         _run(command, self._limit)

@@ -80,7 +80,8 @@ def _environment() -> Dict[str, str]:
     assert __package__
     root = Path(__file__).resolve().parents[len(__package__.split("."))]
     known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *([known] if known else [])])}
+    path = os.pathsep.join([str(root), *([known] if known else [])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _serve(task: str, asked: Path, answered: Path) -> None:
@@ -90,6 +91,8 @@ def _serve(task: str, asked: Path, answered: Path) -> None:
         answer = work(job)
     except TrtError as error:
         answer = {"error": error.to_json()}
+    except MemoryError:
+        answer = {"error": TrtError("too little memory", FAILED, where=task).to_json()}
     except OSError as error:
         where = str(error.filename or asked)
         answer = {"error": TrtError(str(error.strerror or error), USAGE, where=where).to_json()}

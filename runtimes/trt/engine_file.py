@@ -82,30 +82,45 @@ def ahead_why_not(engine: Path, made: Mapping[str, Any], here: Here) -> Optional
 
 
 def _other_machine(facts: Mapping[str, Any], here: Here, where: str) -> Optional[TrtError]:
-    built = facts.get("device", {})
+    engine, built = facts["engine"], facts.get("device", {})
+    version = str(facts.get("versions", {}).get(engine.get("api")))
     pairs = {
-        "library": (facts["engine"].get("api"), here.api),
-        "GPU": (f"{built.get('name')} (SM {built.get('sm')})", f"{here.device} (SM {here.sm})"),
-        "TensorRT": (str(facts.get("versions", {}).get(facts["engine"].get("api"))), here.version),
+        "library": (str(engine.get("api")), here.api, _libraries(engine, here)),
+        "GPU": (
+            f"{built.get('name')} (SM {built.get('sm')})",
+            f"{here.device} (SM {here.sm})",
+            _gpus(engine, built, here),
+        ),
+        "TensorRT": (version, here.version, _versions(engine, version, here)),
     }
-    compatible = facts["engine"].get("version_compatible", False)
-    for what, (expected, got) in pairs.items():
-        if expected == got or (compatible and _compatible(what, str(expected), got)):
-            continue
-        return TrtError(
-            f"this engine was built for another {what}",
-            UNSUPPORTED,
-            where=where,
-            expected=str(expected),
-            got=got,
-            fix=REBUILD,
-        )
+    for what, (expected, got, compatible) in pairs.items():
+        if expected != got and not compatible:
+            return TrtError(
+                f"this engine was built for another {what}",
+                UNSUPPORTED,
+                where=where,
+                expected=expected,
+                got=got,
+                fix=REBUILD,
+            )
     return None
 
 
-def _compatible(what: str, built: str, here: str) -> bool:
-    """A version-compatible engine: the lean runtime, and later versions of one major, load it."""
-    if what == "library":
-        return {built, here} == {"tensorrt", "tensorrt_lean"}
-    old, new = numbers(built), numbers(here)
-    return what == "TensorRT" and old[:1] == new[:1] and new >= old
+def _libraries(engine: Mapping[str, Any], here: Here) -> bool:
+    """The lean runtime loads version-compatible engines."""
+    pair = {engine.get("api"), here.api}
+    return bool(engine.get("version_compatible")) and pair == {"tensorrt", "tensorrt_lean"}
+
+
+def _versions(engine: Mapping[str, Any], built: str, here: Here) -> bool:
+    """Later versions of the same major load version-compatible engines."""
+    old, new = numbers(built), numbers(here.version)
+    return bool(engine.get("version_compatible")) and old[:1] == new[:1] and new >= old
+
+
+def _gpus(engine: Mapping[str, Any], built: Mapping[str, Any], here: Here) -> bool:
+    """Hardware-compatible engines run on desktop GPUs from Ampere (SM 80) on, not on a Jetson."""
+    asked = engine.get("builder", {}).get("hardware_compatible")
+    jetsons = {72, 87, 110}
+    sms = {int(built.get("sm") or 0), here.sm}
+    return bool(asked) and min(sms) >= 80 and not sms & jetsons

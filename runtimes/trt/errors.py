@@ -41,6 +41,12 @@ class TrtError(Exception):
             lines.append("  fix: " + self.fix)
         return "\n".join(lines)
 
+    def sentence(self) -> str:
+        """What, expected and got on one line, for results."""
+        pair = [f"expected {self.expected}"] if self.expected else []
+        pair += [f"got {self.got}"] if self.got else []
+        return self.what + (f" ({', '.join(pair)})" if pair else "")
+
     def to_json(self) -> Dict[str, Any]:
         """The error as plain JSON, for the process that started this one."""
         return dict(vars(self))

@@ -90,6 +90,7 @@ def count(layers: Sequence[Layer], wanted: Iterable[Mapping[str, Any]]) -> Dict[
     fell = [name for name in names if name in ran and "int8" not in ran[name]]
     return {
         **found,
+        "on_dla": sum("dla" in layer.kind.lower() for layer in layers),
         "reformats": len(layers) - len(computing),
         "fell_back": [name for name in fell if set(ran[name]) != {"unknown"}],
         "not_found": [name for name in names if name not in ran],

@@ -2,7 +2,7 @@
 
 exit codes: 0 validated · 2 usage (flag, folder) · 4 no driver, no TensorRT, or a version or GPU
 that the bundle was not made for · 5 parser, builder or engine gave up, memory, time limit ·
-7 damaged files, or numbers other than the reference's · 70 bug · 130 interrupted
+7 damaged files, or numbers other than the reference's · 70 bug · 130/143 interrupted
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         work(_options(args), result)
     except TrtError as error:
-        _failed(result, error.exit_code, error.what)
+        _failed(result, error.exit_code, error.sentence())
         sys.stderr.write(f"build_engine: {error.text()}\n")
-    except KeyboardInterrupt:
-        _failed(result, 130, "interrupted")
+    except KeyboardInterrupt as stop:
+        _failed(result, 143 if isinstance(stop, _Terminated) else 130, "interrupted")
         sys.stderr.write("build_engine: interrupted; timing.cache and a finished engine are kept\n")
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes exit 70
         traceback.print_exc()
@@ -49,6 +49,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return int(result["exit_code"])
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, so that what was begun is cleared away."""
+
+
 def entry() -> NoReturn:
     """The launcher: `main`, with a request to end handled like an interruption."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -56,7 +60,7 @@ def entry() -> NoReturn:
 
 
 def _terminated(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _failed(result: Dict[str, Any], code: int, reason: str) -> None:
@@ -89,6 +93,12 @@ def summary(result: Dict[str, Any]) -> List[str]:
             f"{row['p99_ms']:.3f}, transfers {row['h2d_ms'] + row['d2h_ms']:.3f}, "
             f"enqueue {row['enqueue_ms']:.3f} ({row['samples']} samples)"
         )
+        if row.get("energy_mj") is not None:
+            power = row["power"]
+            lines.append(
+                f"    {power['mean_mw'] / 1e3:.2f} W ({power['of']}, by {power['by']}), "
+                f"{row['energy_mj']:.2f} mJ an inference"
+            )
         lines += [f"    {doubt}" for doubt in row["doubts"]]
     return lines + [f"  note: {note}" for note in result["notes"]]
 

@@ -16,9 +16,9 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 class Engine:
     """A deserialized plan on one GPU."""
 
-    def __init__(self, trt: Any, cuda: Cuda, plan: bytes) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, plan: bytes, compatible: bool = False) -> None:
         self.trt, self.cuda, self.log = trt, cuda, api.Log(trt)
-        self._runtime, self.engine = api.deserialize(trt, plan, self.log)
+        self._runtime, self.engine = api.deserialize(trt, plan, self.log, compatible)
         self.tensors = api.tensors(trt, self.engine)
         self._scope = cuda.scope()
         self.stream = self._scope.stream()

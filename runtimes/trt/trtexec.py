@@ -56,6 +56,7 @@ def banner_version(text: str) -> str:
 def build_command(tool: Path, version: str, job: Mapping[str, Any], layer_info: Path) -> List[str]:
     """Builds `job["engine"]` and writes the layers' facts; `job` is that of `build.build`."""
     line = [str(tool), f"--onnx={job['model']}", f"--saveEngine={job['engine']}"]
+    line.append(f"--device={job.get('gpu') or 0}")
     line += _profile(job["inputs"])
     line += _types(version, job["precision"])
     line += _builder(version, job["builder"])
@@ -76,14 +77,15 @@ def bench_command(
     seconds: float,
     times: Path,
     outputs: Path,
+    gpu: int = 0,
     profile: Optional[Path] = None,
 ) -> List[str]:
     """Runs an engine on raw input files, transfers and spin wait on; profiles in a run apart."""
     major = numbers(version)[0]
-    line = [str(tool), f"--loadEngine={engine}"]
+    line = [str(tool), f"--loadEngine={engine}", f"--device={gpu}"]
     line += [f"--shapes={_shapes(shapes)}"] if shapes else []
     line.append("--loadInputs=" + ",".join(f"{name}:{path}" for name, path in inputs.items()))
-    line += [f"--warmUp={500}", f"--duration={max(1, round(seconds))}", "--iterations=50"]
+    line += ["--warmUp=500", f"--duration={max(1, round(seconds))}", "--iterations=50"]
     line += ["--percentile=50,90,95,99", "--infStreams=1" if major >= 10 else "--streams=1"]
     if graph:
         line.append("--useCudaGraph")

@@ -11,6 +11,7 @@ import numpy as np
 from . import api, compare, layers
 from .cuda import Cuda
 from .errors import TrtError
+from .power import Watch
 from .session import Engine
 from .timing import Plan, measure
 
@@ -19,7 +20,8 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
     """Look into an engine, run it on the reference inputs, time it.
 
     Args:
-        job: `api`, `engine` and `reference` (paths), `gpu`, `inputs` and `layers` (as in trt.json),
+        job: `api`, `engine` and `reference` (paths), `compatible` (with other versions), `gpu`,
+            `inputs` and `layers` (as in trt.json),
             `seconds` (0: no timing), `batches` (sizes, or empty for the profile's `opt`), `graph`
             (list of booleans).
 
@@ -29,13 +31,12 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
     cuda = Cuda(int(job["gpu"]))  # before TensorRT: without a driver that one ends the process
     trt = api.load(job["api"])
     before = cuda.memory()[0]
-    engine = Engine(trt, cuda, Path(job["engine"]).read_bytes())
+    engine = Engine(trt, cuda, Path(job["engine"]).read_bytes(), job["compatible"])
     try:
         feeds, expected = compare.read_reference(Path(job["reference"]))
         _say("comparing with the reference outputs")
         calls = compare.batches(feeds, job["inputs"])
         numeric = compare.compare(compare.run_all(engine.run, feeds, calls), expected)
-        loaded = cuda.memory()[0]
         notes: List[str] = []
         timing = _times(engine, feeds, job, notes) if job["seconds"] else []
         sized = resized(feeds, job["inputs"], None)
@@ -44,10 +45,7 @@ def validate(job: Mapping[str, Any]) -> Dict[str, Any]:
             "numeric": numeric,
             "timing": timing,
             "slowest": slowest(engine.profile(sized)) if job["seconds"] else [],
-            "memory": {
-                "gpu_used_bytes": max(0, before - loaded),
-                "activation_bytes": api.activation_bytes(engine.engine),
-            },
+            "memory": _memory(engine, sized, before),
             "notes": notes,
         }
     finally:
@@ -65,6 +63,18 @@ def _layers(
     return counted
 
 
+def _memory(engine: Engine, feeds: compare.Arrays, before: int) -> Dict[str, int]:
+    """GPU memory that went away between before the engine was loaded and while it runs."""
+    bound = engine.bind(feeds)
+    try:
+        bound()
+        used = before - engine.cuda.memory()[0]
+    finally:
+        bound.close()
+    activations = api.activation_bytes(engine.engine)
+    return {"gpu_used_bytes": max(0, used), "activation_bytes": activations}
+
+
 def _times(
     engine: Engine, feeds: compare.Arrays, job: Mapping[str, Any], notes: List[str]
 ) -> List[Dict[str, Any]]:
@@ -78,8 +88,11 @@ def _times(
                 if graph:
                     bound.use_graph()
                 _say("timing" + (" with a CUDA graph" if graph else ""))
-                taken = measure(engine.cuda, engine.stream, bound, plan)
-                made.append({"graph": graph, "batch": compare.rows(sized), **taken})
+                with Watch() as watch:
+                    taken = measure(engine.cuda, engine.stream, bound, plan)
+                made.append(
+                    {"graph": graph, "batch": compare.rows(sized), **taken, **energy(watch, taken)}
+                )
             except TrtError as error:
                 if not graph:
                     raise
@@ -87,6 +100,14 @@ def _times(
             finally:
                 bound.close()
     return made
+
+
+def energy(watch: Watch, taken: Mapping[str, Any]) -> Dict[str, Any]:
+    """Power of the board while it was timed, and energy of one inference (of a batch)."""
+    if not watch.told or not taken["throughput_per_s"]:
+        return {}
+    energy_mj = watch.told["mean_mw"] / taken["throughput_per_s"]
+    return {"power": watch.told, "energy_mj": energy_mj}
 
 
 def slowest(profile: Sequence[Tuple[str, float]], count: int = 10) -> List[Dict[str, Any]]:

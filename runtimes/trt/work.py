@@ -105,9 +105,12 @@ def _route(bundle: Bundle, options: Options, result: Dict[str, Any]) -> Route:
     except TrtError as error:
         if not options.try_anyway:
             raise
-        result["notes"].append(f"tried anyway: {error.what}, expected {error.expected}")
+        result["notes"].append(f"tried anyway: {error.sentence()}")
     here = Here(options.api, version, gpu["name"], gpu["sm"])
-    return Route(here, tool, int(found["free_bytes"]))
+    free = int(found["free_bytes"])
+    if gpu["integrated"]:  # the driver counts what the system caches as taken
+        free = max(free, result["device"]["memory_available_bytes"] or 0)
+    return Route(here, tool, free)
 
 
 def _tool(options: Options, found: Dict[str, Any]) -> Tuple[Optional[Path], str]:
@@ -142,7 +145,7 @@ def _reusable(
     if options.no_build and reason is not None:
         raise reason
     if engine.is_file() and reason is not None:
-        result["notes"].append(f"built again: {reason.what}")
+        result["notes"].append(f"built again: {reason.sentence()}")
     return False
 
 
@@ -169,7 +172,7 @@ def _build(
             f"cannot be written: {error.strerror}", USAGE, where=str(engine.parent)
         ) from error
     try:
-        job = _build_job(place / engine.name, bundle, route, limited)
+        job = _build_job(place / engine.name, bundle, route, limited, options.gpu)
         cache = engine.with_name("timing.cache")
         if cache.is_file() and _same_board(engine, result):
             shutil.copyfile(str(cache), job["timing_cache"])
@@ -181,7 +184,7 @@ def _build(
             made.replace(engine.with_name(made.name))
     finally:
         shutil.rmtree(str(place), ignore_errors=True)
-    result["notes"] += done["notes"] + done["warnings"][:5]
+    result["notes"] += done["notes"] + list(dict.fromkeys(done["warnings"]))[:5]
     result["engine"] = {
         "sha256": sha256_of(engine),
         "bytes": engine.stat().st_size,
@@ -194,10 +197,11 @@ def _build(
 
 
 def _build_job(
-    engine: Path, bundle: Bundle, route: Route, builder: Dict[str, Any]
+    engine: Path, bundle: Bundle, route: Route, builder: Dict[str, Any], gpu: int
 ) -> Dict[str, Any]:
     return {
         "api": route.here.api,
+        "gpu": gpu,
         "trtexec": str(route.tool or ""),
         "version": route.here.version,
         "model": str(bundle.model),
@@ -246,6 +250,7 @@ def _validate(
         "trtexec": str(route.tool or ""),
         "version": route.here.version,
         "engine": str(engine),
+        "compatible": result["engine"]["version_compatible"],
         "reference": str(bundle.root / "reference.npz"),
         "gpu": options.gpu,
         "inputs": bundle.data["inputs"],
@@ -254,7 +259,6 @@ def _validate(
         "batches": list(options.batches),
         "graph": list(options.graph),
     }
-    before = result["device"].get("temperature_c")
     if route.tool is None:
         done = run_child("validate", job, time_limit_s=options.time_limit_s)
     else:
@@ -262,4 +266,6 @@ def _validate(
     for key in ("layers", "numeric", "timing", "slowest", "memory"):
         result[key] = done[key]
     result["notes"] += done["notes"]
-    result["device"]["temperature_c"] = [before, board.temperature_c()]
+    if result["engine"]["builder"].get("dla_core") is not None:
+        result["notes"].append(f"{result['layers'].get('on_dla', 0)} layers run on the DLA")
+    result["device"]["temperature_after_c"] = board.temperature_c()

@@ -22,6 +22,7 @@ from tests import models
 from tests.run_records import candidate, record, target
 
 DEVICE = {"name": "Orin", "sm": 87, "power_mode": "MAXN", "memory_bytes": 8 << 30}
+DEVICE |= {"integrated": True, "model": "Jetson Orin Nano"}
 
 
 @pytest.fixture
@@ -79,14 +80,18 @@ def test_results_come_back(out: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert timing.p50_ms == pytest.approx(2.01, abs=0.01)  # compute and transfers
     low, high = timing.p50_interval_ms
     assert low <= timing.p50_ms <= high
-    assert "Orin (MAXN), by CUDA events" in timing.doubts[0]
+    assert "Jetson Orin Nano (MAXN), by CUDA events" in timing.doubts[0]
     checks = {check.gate: check for check in chosen.checks}
     assert checks["p99@4<=9ms"].state == "pass"
-    assert checks["p99@4<=9ms"].text.startswith("Orin (MAXN): batch 4: p99 2.02 ms (reported)")
+    assert checks["p99@4<=9ms"].text.startswith(
+        "Jetson Orin Nano (MAXN): batch 4: p99 2.02 ms (reported)"
+    )
     assert checks["speedup>=1.0"].state == "not_judged", "no twin was timed on the board"
-    assert checks["engine on Orin (MAXN)"].state == "pass"
+    assert checks["engine on Jetson Orin Nano (MAXN)"].state == "pass"
     printed = capsys.readouterr().out
-    assert "int8 on Orin (MAXN): validated; tensorrt 10.3.0, cuda 12.6" in " ".join(printed.split())
+    assert "int8 on Jetson Orin Nano (MAXN): validated; tensorrt 10.3.0, cuda 12.6" in " ".join(
+        printed.split()
+    )
     for text in (html(made), markdown(made)):
         assert "asked for INT8 and run in float: conv3" in text
         assert "On boards" in text or "on boards" in text
@@ -97,11 +102,23 @@ def test_the_newest_of_a_board_counts(out: Path) -> None:
     add(out, told(out))
     code, made = add(out, told(out, latency_ms=12.0))
     assert (code, made.target("tensorrt").exit_code, made.state) == (1, 1, "fail")
+    assert add(out, told(out))[1].state == "pass", "what went wrong was mended"
     other = told(out, latency_ms=3.0, device=DEVICE | {"power_mode": "15W"})
     _, made = add(out, other)
     (chosen,) = made.target("tensorrt").candidates
     assert [b.device["power_mode"] for b in chosen.boards] == ["MAXN", "15W"]
     assert [t.batch for t in chosen.timings] == [4]
+
+
+def test_no_verdict_rests_on_unsteady_times(out: Path) -> None:
+    data = told(out)
+    data["timing"][0]["cov"] = 0.2
+    code, made = add(out, data)
+    gate = made.target("tensorrt").candidates[0].checks[1]
+    assert (code, gate.state) == (0, "not_judged")
+    assert "varied by 20%" in gate.text
+    _, made = add(out, told(out))
+    assert made.target("tensorrt").candidates[0].checks[1].state == "pass", "steady times decide"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -110,6 +111,7 @@ def fake_machine() -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler, for a stand-in of the CUDA driver")
     root = Path(tempfile.mkdtemp(prefix="fake-gpu-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     source, library = HERE / "fake_cuda.c", root / "lib" / "libcuda.so.1"
     library.parent.mkdir()
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)

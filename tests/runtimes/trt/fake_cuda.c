@@ -11,7 +11,7 @@ enum { OK = 0, INVALID = 1, NO_MEMORY = 2, NOT_INIT = 3, NO_DEVICE = 100, BAD_CO
 typedef void (*work_t)(void);
 static int started, current, retained;
 static struct { char *at; size_t size; int device; } held[MOST];
-static int live, handles;
+static int live, handles, launched;
 static size_t used;
 typedef struct { int kind; double ms; int capturing, count; work_t work[16]; } thing; /* stream, event, graph, exec */
 
@@ -31,7 +31,7 @@ int cuDeviceGetName(char *n, int len, int d) { (void)d; const char *v = getenv("
 int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = total(); return OK; }
 int cuDeviceGetAttribute(int *v, int a, int d) {
   (void)d; long sm = setting("FAKE_SM", 87);
-  *v = a == 75 ? (int)(sm / 10) : a == 76 ? (int)(sm % 10) : a == 16 ? 16 : a == 18 ? 1 : -1;
+  *v = a == 75 ? (int)(sm / 10) : a == 76 ? (int)(sm % 10) : a == 16 ? 16 : a == 18 ? (int)setting("FAKE_INTEGRATED", 0) : -1;
   return *v < 0 ? INVALID : OK; }
 int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; if (!started) return NOT_INIT; retained++; *c = &retained; return OK; }
 int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; if (retained < 1) return BAD_CONTEXT; retained--; return OK; }
@@ -59,7 +59,9 @@ int fake_is_device(unsigned long long at, size_t size) { return inside((char *)a
 /* What a process leaves behind goes to the file $FAKE_LEDGER, a line each. */
 __attribute__((destructor)) static void told(void) {
   const char *path = getenv("FAKE_LEDGER"); FILE *f = path && started ? fopen(path, "a") : NULL;
-  if (f) { fprintf(f, "%d live, %d contexts\n", live + handles, retained); fclose(f); } }
+  if (f) fprintf(f, "%d live, %d contexts\n", live + handles, retained);
+  if (f && launched) fprintf(f, "graphs were launched\n");
+  if (f) fclose(f); }
 int cuMemAlloc_v2(unsigned long long *at, size_t size) { char *p; int e = take(&p, size, 1); if (!e) *at = (unsigned long long)p; return e; }
 int cuMemFree_v2(unsigned long long at) { return drop((char *)at, 1); }
 int cuMemAllocHost_v2(void **at, size_t size) { char *p; int e = take(&p, size, 0); if (!e) *at = p; return e; }
@@ -100,6 +102,7 @@ int cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) {
 int cuGraphLaunch(void *x, void *s) {
   if (!valid(x, 4) || !valid(s, 1)) return INVALID;
   for (int i = 0; i < ((thing *)x)->count; i++) ((thing *)x)->work[i]();
+  launched++;
   return OK; }
 int cuGraphExecDestroy(void *x) { return end(x, 4); }
 int cuGraphDestroy(void *g) { return end(g, 3); }

@@ -301,16 +301,18 @@ class EngineInspector:
 
     def get_engine_information(self, format):
         assert format is LayerInformationFormat.JSON
-        layers = [layer for node in self._engine._model.graph.node for layer in _layers(node)]
+        nodes = self._engine._model.graph.node
+        made = {name: node.op_type for node in nodes for name in node.output}
+        layers = [layer for node in nodes for layer in _layers(node, made)]
         bindings = "I/O Tensors" if VERSION == "11.4" else "Bindings"
         return json.dumps({"Layers": layers, bindings: []})
 
 
-def _layers(node):
+def _layers(node, made):
     kinds = {"Conv": "CaskConvolution", "Gemm": "CaskGemmMatrixMultiply", "MatMul": "kgen"}
     if node.op_type not in kinds:
         return []
-    quantized = any(name.endswith("_DequantizeLinear_Output") for name in node.input)
+    quantized = made.get(node.input[0]) == "DequantizeLinear"
     quantized = quantized and node.name not in os.environ.get("FAKE_FLOAT", "").split(",")
     kind = "Int8" if quantized else "FP32"
     tensor = {"Name": "x", "Dimensions": [1], "Format/Datatype": f"Row major linear {kind} format"}
@@ -453,13 +455,16 @@ class Runtime:
         try:
             head, _, model = bytes(serialized_engine).partition(b"\n")
             head = json.loads(head)
-            assert head["version"] == __version__, (
+            carries = "VERSION_COMPATIBLE" in head["flags"]
+            major = head["version"].split(".")[0] == __version__.split(".")[0]
+            assert head["version"] == __version__ or (carries and major), (
                 "The engine plan file is not compatible with this version"
             )
             library = _driver()
             assert head["sm"] == _sm(library), (
                 "The engine plan file is generated on an incompatible device"
             )
+            assert not carries or self.engine_host_code_allowed, "Host code is not allowed"
             return ICudaEngine(head, onnx.load_from_string(model), library)
         except Exception as error:
             self._logger.log(Logger.ERROR, f"{error}")

@@ -10,8 +10,9 @@ from pathlib import Path
 VERSION = os.environ.get("FAKE_TRTEXEC", "100300")
 MAJOR = int(VERSION) // (10000 if len(VERSION) > 5 else 1000)
 KNOWN = set(
-    """onnx saveEngine minShapes optShapes maxShapes shapes timingCacheFile profilingVerbosity
-    exportLayerInfo skipInference loadEngine loadInputs warmUp duration iterations percentile
+    """onnx device saveEngine minShapes optShapes maxShapes shapes timingCacheFile
+    profilingVerbosity exportLayerInfo skipInference loadEngine loadInputs warmUp
+    duration iterations percentile
     useCudaGraph useSpinWait exportTimes exportOutput exportProfile separateProfileRun
     builderOptimizationLevel versionCompatible hardwareCompatibilityLevel sparsity useDLACore
     allowGPUFallback help""".split()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from runtimes.trt import api
 from runtimes.trt.cuda import Cuda
 from runtimes.trt.errors import TrtError
 from runtimes.trt.main import main
@@ -146,7 +148,8 @@ def test_a_graph_computes_the_same_and_submits_faster(cuda: Cuda, torch: Any) ->
 
 
 def test_rtx_builds_and_runs(cuda: Cuda, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="pip install edge-compressor[tensorrt-rtx]")
+    if not any(util.find_spec(name) for name in api.MODULES["tensorrt_rtx"]):
+        pytest.skip("TensorRT-RTX is not installed: pip install edge-compressor[tensorrt-rtx]")
     if cuda.device.sm not in RTX_KNOWS:
         pytest.skip(f"TensorRT-RTX does not know SM {cuda.device.sm}")
     root = board.write_bundle(tmp_path / "bundle", models.convnet())

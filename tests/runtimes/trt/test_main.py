@@ -18,7 +18,7 @@ from compressor.from_board import read_result
 from runtimes.trt.main import main
 from tests.runtimes.trt import board
 
-EVERY_LAYER = {"int8": 5, "float16": 0, "float32": 0, "reformats": 5}
+EVERY_LAYER = {"int8": 5, "float16": 0, "float32": 0, "reformats": 5, "on_dla": 0}
 EVERY_LAYER |= {"fell_back": [], "not_found": []}
 BUILT = {"model.engine", "engine.json", "timing.cache"}
 
@@ -70,6 +70,7 @@ def test_the_bundle_alone_on_a_board(bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "validated, exit 0" in done.stdout
     assert {path.name for path in root.iterdir()} >= BUILT
+    assert not (root / "trt" / "__pycache__").exists()
     result = json.loads((root / "r.json").read_text())
     assert json.loads((root / "engine.json").read_text()) == result
     assert read_result(root / "r.json").timing[1].graph  # the host side reads it
@@ -82,10 +83,13 @@ def test_the_bundle_alone_on_a_board(bundle: Path, tmp_path: Path) -> None:
     assert result["numeric"]["logits"]["sqnr_db"] > 100  # the same graph, another optimisation
     assert [(row["graph"], row["batch"]) for row in result["timing"]] == [(False, 4), (True, 4)]
     assert all(0 < row["min_ms"] <= row["p50_ms"] <= row["p99_ms"] for row in result["timing"])
+    # Buffers of a batch of 4: images up, logits down.
+    assert result["memory"]["gpu_used_bytes"] == 4 * (28 * 28 + 10) * 4
     slowest = [row["ms"] for row in result["slowest"][:5]]
     assert slowest == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.1])
     # Every process gives back what it took: memory, streams, events, graphs, contexts.
-    assert set(ledger.read_text().splitlines()) == {"0 live, 0 contexts"}
+    told = set(ledger.read_text().splitlines())
+    assert told == {"0 live, 0 contexts", "graphs were launched"}
 
 
 @pytest.mark.parametrize("version", ["8.6", "10.16", "11.4"])
@@ -186,6 +190,54 @@ def test_a_layer_that_fell_back(
     assert result["layers"]["fell_back"] == ["block.conv1"]
     assert (result["layers"]["int8"], result["layers"]["float32"]) == (4, 1)
     assert "block.conv1 was to run in INT8 and runs in float" in result["notes"]
+
+
+def test_options_reach_the_builder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copy(bundle, tmp_path)
+    described = json.loads((root / "trt.json").read_text())
+    described["builder"] |= {"version_compatible": True, "sparsity": True}
+    (root / "trt.json").write_text(json.dumps(described))
+    result = run(root, monkeypatch, "--dla", "1")
+    assert result["status"] == "validated", result["reason"]
+    head = json.loads((root / "model.engine").read_bytes().partition(b"\n")[0])
+    assert head["flags"] == ["GPU_FALLBACK", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
+    assert result["engine"]["version_compatible"]
+    assert "0 layers run on the DLA" in result["notes"]
+    # Of another version of the same major it still loads.
+    result = run(root, monkeypatch, "--dla", "1", "--no-build", FAKE_TENSORRT="10.16")
+    assert result["status"] == "validated", result["reason"]
+    result = run(root, monkeypatch, "--dla", "1", "--no-build", FAKE_TENSORRT="11.4")
+    assert "another TensorRT" in result["reason"]
+
+
+def test_memory_that_a_board_shares(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson the driver counts the system's cache as taken; what is available counts."""
+    result = run(copy(bundle, tmp_path), monkeypatch, FAKE_FREE_MIB="100", FAKE_INTEGRATED="1")
+    assert result["status"] == "validated"
+
+
+def test_a_request_to_end_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    root = copy(bundle, tmp_path)
+    before = {path.name for path in root.iterdir()}
+    process = subprocess.Popen(
+        [sys.executable, "build_engine.py", "--result-json", "../r.json"],
+        cwd=root,
+        env=board.environment(FAKE_SLOW_S="120"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "Building" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(30) == 143
+    process.stderr.close()
+    assert json.loads((tmp_path / "r.json").read_text())["reason"] == "interrupted"
+    assert {path.name for path in root.iterdir()} == before
 
 
 def test_an_engine_is_used_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from runtimes.trt import board as facts
-from runtimes.trt import compare, layers, timing
+from runtimes.trt import compare, layers, power, timing
 from runtimes.trt.bundle import Bundle, check_gpu, check_version, numbers
+from runtimes.trt.engine_file import Here, why_not
 from runtimes.trt.errors import TrtError
-from runtimes.trt.validate import resized
+from runtimes.trt.files import sha256_of, write_json
+from runtimes.trt.validate import energy, resized
 
 # ── layers ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -38,6 +41,7 @@ def inspector(layout: str) -> str:
         layer("b[0]", "CaskConvolution", "Half", ["b[0]"]),
         layer("__myl_Fc", "gemm", "Int8", ["c", "d"]),
         layer("softmax", "SoftMax", "Float", ["softmax"]),
+        layer("{ForeignNode[e...f]}", "DLA", "Int8", ["e", "f"]),
     ]
     return json.dumps({"Layers": rows, "Bindings" if layout == "10.x" else "I/O Tensors": []})
 
@@ -47,7 +51,8 @@ def test_layers_of_both_layouts(layout: str) -> None:
     wanted = [{"name": name, "precision": "int8"} for name in ("a", "b[0]", "c", "gone")]
     wanted.append({"name": "softmax", "precision": "float32"})
     counted = layers.count(layers.read_layers(inspector(layout)), wanted)
-    assert [counted[key] for key in ("int8", "float16", "float32", "reformats")] == [2, 1, 1, 1]
+    assert [counted[key] for key in ("int8", "float16", "float32", "reformats")] == [3, 1, 1, 1]
+    assert counted["on_dla"] == 1
     assert (counted["fell_back"], counted["not_found"]) == (["b[0]"], ["gone"])
 
 
@@ -75,6 +80,41 @@ def test_layers_without_details_decide_nothing() -> None:
 def test_precisions_by_their_names(text: str, kind: str) -> None:
     row = {"Name": "x", "LayerType": "X", "Inputs": [{"Format/Datatype": text}]}
     assert layers.read_layers(json.dumps({"Layers": [row]}))[0].precision == kind
+
+
+# ── whose engine it is ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "refused"),
+    [
+        ({}, {}, ""),
+        ({}, {"version": "10.3.1"}, "TensorRT"),
+        ({"version_compatible": True}, {"version": "10.16.1"}, ""),
+        ({"version_compatible": True}, {"version": "10.2.0"}, "TensorRT"),
+        ({"version_compatible": True}, {"version": "11.0.0"}, "TensorRT"),
+        ({"version_compatible": True}, {"api": "tensorrt_lean"}, ""),
+        ({}, {"api": "tensorrt_lean"}, "library"),
+        ({}, {"sm": 89, "device": "B"}, "GPU"),
+        ({}, {"device": "B"}, "GPU"),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 89, "device": "B"}, ""),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 87, "device": "Orin"}, "GPU"),
+        ({"builder": {"hardware_compatible": True}}, {"sm": 75, "device": "T4"}, "GPU"),
+    ],
+)
+def test_engines_stay_where_they_were_built(
+    built: dict[str, Any], here: dict[str, Any], refused: str, tmp_path: Path
+) -> None:
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"plan")
+    told = {"sha256": sha256_of(engine), "api": "tensorrt", **built}
+    described = {"bundle": "d", "engine": told, "device": {"name": "A", "sm": 86}}
+    write_json(tmp_path / "engine.json", described | {"versions": {"tensorrt": "10.3.0"}})
+    machine = Here("tensorrt", "10.3.0", "A", 86)._replace(**here)
+    error = why_not(engine, "d", machine)
+    assert (error.what if error else "") == (
+        refused and f"this engine was built for another {refused}"
+    )
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────
@@ -278,3 +318,38 @@ def test_gpus_by_their_sm(sm: int, least: int | None, outcome: str) -> None:
             check_gpu(bundle, "GPU", sm)
     else:
         assert outcome in (check_gpu(bundle, "GPU", sm) or "")
+
+
+ORIN_NANO = (
+    "11-22-2026 10:00:00 RAM 2711/7620MB (lfb 5x4MB) SWAP 0/3810MB (cached 0MB) CPU [2%@729] "
+    "GR3D_FREQ 99%@[305] cpu@49.468C tj@50.9C VDD_IN {now}mW/4545mW VDD_CPU_GPU_CV 533mW/533mW"
+)
+AGX_ORIN = "GR3D_FREQ 0% VDD_GPU_SOC 3219mW/3219mW VDD_CPU_CV 804mW/804mW VIN_SYS_5V0 4132mW/4132mW"
+
+
+def test_power_of_a_jetson_and_of_a_pc() -> None:
+    text = "\n".join([ORIN_NANO.format(now=n) for n in (4000, 6000)] + ["cut off: RAM 27"])
+    found = power.summary("tegrastats", text)
+    assert (found["mean_mw"], found["of"], found["readings"]) == (5000.0, "VDD_IN", 2)
+    found = power.summary("tegrastats", AGX_ORIN)
+    assert found["mean_mw"] == 3219 + 804 + 4132
+    assert found["of"] == "VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0"
+    found = power.summary("nvidia-smi", "71.5\n72.5\n[N/A]\n")
+    assert (found["mean_mw"], found["readings"]) == (72_000.0, 2)
+    assert power.summary("nvidia-smi", "[N/A]") == {}
+
+
+def test_the_tool_runs_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "tegrastats"
+    tool.write_text(f"#!/bin/sh\nwhile :; do echo '{AGX_ORIN}'; sleep 0.02; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with power.Watch() as watch:
+        assert watch.told == {}
+        time.sleep(0.3)
+    assert watch.told["readings"] > 1
+    assert energy(watch, {"throughput_per_s": 100.0})["energy_mj"] == pytest.approx(81.55)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with power.Watch() as watch:
+        pass
+    assert energy(watch, {"throughput_per_s": 100.0}) == {}

@@ -194,3 +194,21 @@ def test_without_a_library_or_a_gpu(artifact: Artifact, monkeypatch: pytest.Monk
     assert rt_tensorrt.missing() == "TensorRT needs an NVIDIA GPU: no NVIDIA driver: gone"
     with pytest.raises(RuntimeUnavailable, match="carry the bundle to the board"):
         rt_tensorrt.versions()
+
+
+def test_the_lean_runtime_loads_compatible_engines(artifact: Artifact, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(artifact.root, tmp_path / "copy"))
+    lean = tmp_path / "lean" / "tensorrt_lean.py"
+    lean.parent.mkdir()
+    lean.write_text("from tensorrt import *\nfrom tensorrt import __version__\ndel Builder\n")
+    code = f"""
+sys.path.insert(0, {str(lean.parent)!r})
+with rt_tensorrt.open_session(artifact, back_end="tensorrt_lean") as session:
+    made = session.run({{"image": np.zeros((2, 1, 28, 28), np.float32)}})["logits"]
+    answer(shape=made.shape, library=session.settings["library"])
+"""
+    assert "another library" in session(root, code)["text"]
+    facts = json.loads((root / "engine.json").read_text())
+    facts["engine"]["version_compatible"] = True
+    (root / "engine.json").write_text(json.dumps(facts))
+    assert session(root, code) == {"shape": [2, 10], "library": "tensorrt_lean 10.3.0"}

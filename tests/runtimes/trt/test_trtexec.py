@@ -51,6 +51,7 @@ def bench(version: str, graph: bool) -> set[str]:
 def test_build_flags_by_version() -> None:
     common = {
         "--onnx=m.onnx",
+        "--device=0",
         "--saveEngine=m.engine",
         "--minShapes=image:1x3",
         "--optShapes=image:4x3",
