@@ -133,5 +133,6 @@ Inputs, and the sizes the engine is built for:
 {shapes}
 
 Reference: {content.samples} samples of {given}, answered by ONNX Runtime on `model.onnx`.
-`model.onnx` also runs in ONNX Runtime, and `trtexec --onnx=model.onnx` builds it.
+`trtexec --onnx=model.onnx` builds it too. In ONNX Runtime set `session.disable_quant_qdq` to "1":
+its own rewriting of pairs in FP16 (seen in 1.31) gives other answers.
 """

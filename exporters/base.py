@@ -99,6 +99,11 @@ class QuantScheme:
         """The largest magnitude of an 8-bit weight."""
         return 63 if self.reduce_range else 127
 
+    @property
+    def least_scale(self) -> float:
+        """The smallest scale of a weight: for an engine that may hold it in half, one of 7 bits."""
+        return 2.0**-17 if self.explicit else 0.0
+
 
 @dataclass(frozen=True)
 class StepSpec:

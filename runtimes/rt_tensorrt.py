@@ -186,7 +186,7 @@ def _row(layer: layers.Layer, taken_ms: Optional[float]) -> LayerPrecision:
 
 
 def _checked(artifact: Artifact, path: Path, name: str, version: str, cuda: Cuda) -> Dict[str, Any]:
-    """What `engine.json` says, where there is one, if the engine is fit to run here."""
+    """What `engine.json` says, if the engine is fit to run here; of a plan made ahead, nothing."""
     bundle = read_bundle(artifact.root)
     here = Here(name, version, cuda.device.name, cuda.device.sm)
     plan = artifact.facts.get("plan", {})

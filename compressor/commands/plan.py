@@ -28,6 +28,9 @@ def plan_verb(args: argparse.Namespace, recipe_and_base: tuple[Recipe, Path]) ->
         for rung in (*target.twins, *target.rungs):
             steps = " → ".join(_spelled(s) for s in rung.steps) or "as it is"
             print(f"  {rung.name:10} {'skipped: ' + rung.skipped if rung.skipped else steps}")
+        if target.without:
+            told = f"{target.runs_on[0]} gives the scores, nothing is timed: {target.without}"
+            print(f"  engine     {told}")
         for line in target.recurrent:
             print(f"  recurrent  {line}")
         if target.memory:
@@ -57,6 +60,7 @@ def _plan_json(planned: Any) -> dict[str, Any]:
         "targets": {
             t.target.name: {
                 "device": t.context.device,
+                "without": t.without,
                 "gates": [str(g) for g in t.gates],
                 "recurrent": list(t.recurrent),
                 "memory": t.memory,

@@ -202,7 +202,9 @@ def _rounding_error(node: Any, tensor: Any, scheme: QuantScheme) -> Any:
 
     weight = onnx.numpy_helper.to_array(tensor)
     axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
-    return weight - dequantize(*quantize_int8(weight, axis, scheme.weight_limit), axis)
+    return weight - dequantize(
+        *quantize_int8(weight, axis, scheme.weight_limit, scheme.least_scale), axis
+    )
 
 
 def correct_biases(

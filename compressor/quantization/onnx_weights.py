@@ -36,14 +36,19 @@ def attribute(node: Any, name: str, default: Any) -> Any:
     return default
 
 
-def quantize_int8(weight: Floats, axis: int | None, limit: int = 127) -> tuple[Ints, Floats]:
+def quantize_int8(
+    weight: Floats, axis: int | None, limit: int = 127, least: float = 0.0
+) -> tuple[Ints, Floats]:
     """Round to nearest on a scale of the largest magnitude; `axis` None: one scale for all.
+
+    No scale is below `least`.
 
     Returns the integers in [-limit, limit] and the scales (rank 1, or rank 0 for one).
     """
     peak = np.abs(weight).max(axis=_others(weight.ndim, axis), keepdims=True)
     scale = (peak / limit).astype(np.float32)
     scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1.0))
+    scale = np.maximum(scale, np.float32(least))
     integers = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
     return integers, scale.reshape(()) if axis is None else scale.reshape(-1)
 

@@ -165,9 +165,9 @@ def _weight(
     if (tensor.name, axis) in dequantized:
         node.input[1] = dequantized[tensor.name, axis]
         return []
-    limit = writer.scheme.weight_limit
+    limit, least = writer.scheme.weight_limit, writer.scheme.least_scale
     per_channel = axis if writer.scheme.weight_per_channel else None
-    integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit)
+    integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit, least)
     inputs = [writer.replacement(tensor.name, integers), writer.value("ws", scale)]
     if node.op_type == "Gemm" and not writer.scheme.explicit:  # QGemm alone insists on a zero point
         inputs.append(writer.value("wz", np.zeros(scale.shape, np.int8)))

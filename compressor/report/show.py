@@ -269,12 +269,13 @@ def kept_float(candidate: Candidate) -> list[LayerRow]:
     """
     if all(is_float(row.precision) for row in candidate.layers):
         return []
-    return [
-        row
-        for row in candidate.layers
-        if is_float(row.precision)
-        and (row.weight_bytes or row.reason or (row.requested and not is_float(row.requested)))
-    ]
+    return [row for row in candidate.layers if is_float(row.precision) and _matters(row)]
+
+
+def _matters(row: LayerRow) -> bool:
+    if row.reason or row.achieved == NOT_RUN:
+        return bool(row.reason)
+    return bool(row.weight_bytes or (row.requested and not is_float(row.requested)))
 
 
 def by_reason(rows: Iterable[LayerRow]) -> dict[str, list[LayerRow]]:

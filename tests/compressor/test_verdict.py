@@ -141,6 +141,15 @@ def test_emulated_scores_are_said_and_not_judged() -> None:
     assert "only emulated by onnxruntime: top1 dropped 0.00 points" in check.text
 
 
+def test_an_emulated_loss_is_a_loss() -> None:
+    candidate = flips(60, 0, 1000)
+    assert candidate.score is not None
+    emulated = replace(candidate.score, status="emulated", engine="onnxruntime")
+    check = verdict("accuracy_drop<=1%", replace(candidate, score=emulated))
+    assert check.state == verdict("accuracy_drop<=1%", candidate).state == "fail"
+    assert "only emulated by onnxruntime" in check.text
+
+
 def test_a_score_that_is_no_number_fails() -> None:
     candidate = replace(flips(0, 0, 1000), score=Score("mae", None, n=1000))
     check = verdict("accuracy_drop<=1%", candidate)

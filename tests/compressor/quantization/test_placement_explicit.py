@@ -125,3 +125,17 @@ def test_what_is_kept_float_gets_no_pair():
     made = _quantized(joined(), Keep(float=("b",)))
     assert sources(made.model, "b") == ["Relu"]
     assert "keep.float" in made.plan.reasons["b"]
+
+
+def test_scales_of_nearly_empty_channels_are_still_numbers_in_half_precision():
+    model, _ = normalise(models.mlp())
+    weight = next(t for t in model.graph.initializer if t.name == "fc1.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3] *= 1e-7
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    feeds = models.feeds(model, 16, seed=1)
+    made = quantize(model, TENSORRT, Keep(), lambda: iter([feeds])).model
+    scales = [t for t in made.graph.initializer if list(t.dims) == [64] and t.name.startswith("ws")]
+    halves = [onnx.numpy_helper.to_array(t).astype(np.float16) for t in scales]
+    assert halves
+    assert all((half >= 2.0**-17).all() for half in halves)
