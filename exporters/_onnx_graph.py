@@ -7,6 +7,7 @@ order, and nothing is kept that no engine reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from runtimes.types import TensorSpec
 OPSET = 21  # the first one with INT4 tensors
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-LARGEST = 2**31 - 2**20  # bytes in one piece: protobuf's limit, less some room for the graph
+LARGEST = 2**31 - 2**26  # bytes in one piece: protobuf's limit, less some room for the graph
 
 
 def load_model(path: Path) -> Any:
@@ -30,10 +31,23 @@ def save_model(model: Any, path: Path) -> None:
     """Write `model` with a fixed byte order; past 2 GiB the weights go to `<name>.data`."""
     import onnx
 
-    if model.ByteSize() < LARGEST:
+    if weight_bytes(model) < LARGEST:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + ".data")
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all initializers; protobuf's own count of a model makes a copy of it."""
+    import onnx
+
+    widths = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for kind in _kinds(model)}
+    tensors = (tensor for graph in graphs(model.graph) for tensor in graph.initializer)
+    return sum(math.prod(t.dims) * widths[t.data_type] for t in tensors)
+
+
+def _kinds(model: Any) -> set[int]:
+    return {tensor.data_type for graph in graphs(model.graph) for tensor in graph.initializer}
 
 
 def specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters._check import onnx_session
-from exporters._onnx_graph import drop, needed, replace
+from exporters._onnx_graph import drop, needed, replace, weight_bytes
 
 _OUTSIDE = 1 << 20  # larger tensors go to a file, which the engine maps
 _SMALL = 1 << 12  # tensors that may hold shapes and axes, which inference and converters read
@@ -31,7 +31,7 @@ def tapped_session(model: Any, nodes: Sequence[Any], outputs: Sequence[Any], thr
     there, so that no tensor waits for them.
     """
     frame = _frame(model, nodes, outputs)
-    if model.ByteSize() < _LARGE:
+    if weight_bytes(model) < _LARGE:
         frame.graph.initializer.extend(model.graph.initializer)
         return onnx_session(frame.SerializeToString(), threads, in_order=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.openvino_ir import compiled_f32
+from exporters._memory import release
 from runtimes.base import Feeds
 
 _TYPES = frozenset({"Convolution", "GroupConvolution", "MatMul"})
@@ -15,6 +16,7 @@ _TYPES = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 
 def mean_inputs(model: Any, layers: list[str], feeds: Iterator[Feeds]) -> dict[str, Any]:
     """Mean of each input channel of the named layers over all feeds; `model` is left as it is."""
+    import openvino as ov
     from openvino import opset13
 
     copy, outputs = model.clone(), []
@@ -24,15 +26,15 @@ def mean_inputs(model: Any, layers: list[str], feeds: Iterator[Feeds]) -> dict[s
             axes = _other_axes(op, source.get_partial_shape().rank.get_length())
             mean = opset13.reduce_mean(source, opset13.constant(np.array(axes, np.int64)), False)
             outputs.append((op.get_friendly_name(), mean.output(0)))
-    copy.add_outputs([output for _, output in outputs])
-    compiled = compiled_f32(copy)
-    names, first = [name for name, _ in outputs], len(copy.outputs) - len(outputs)
+    means = ov.Model([mean for _, mean in outputs], copy.get_sinks(), copy.get_parameters())
+    release()
+    compiled = compiled_f32(means)
+    names = [name for name, _ in outputs]
     totals: dict[str, Any] = {}
     done = 0
     for batch in feeds:
         count = len(next(iter(batch.values())))
-        results = list(compiled(dict(batch)).to_tuple())[first:]
-        for name, value in zip(names, results, strict=True):
+        for name, value in zip(names, compiled(dict(batch)).to_tuple(), strict=True):
             totals[name] = totals.get(name, 0.0) + count * value.astype(np.float64)
         done += count
     return {name: total / done for name, total in totals.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,13 @@ def run(
     weights = [w for w in found if _bits(w, options) != 32]
     blocks, computed = _blocks(weights, options)
     made = _rounded(model, weights, options, rounding, blocks, computed)
-    errors = {}
+    errors: dict[str, Callable[[], Any]] = {}
     for weight in weights:
         stored = made[weight.top.get_friendly_name()]
         if stored.bits == 8 and weight.integer:
             continue
         for layer in correctable(weight.top):
-            errors[layer.get_friendly_name()] = weight.values - _values(stored, weight)
+            errors[layer.get_friendly_name()] = partial(_error, weight, stored)
     if options.bias_correction and "calibration" in env.data:
         bounds = source.facts.get("bounds")
         # One at a time: with free dimensions the engine keeps every tensor of a batch.
@@ -197,7 +198,12 @@ def _values(stored: Rounded, weight: Weight) -> Any:
     return values if stored.scale is None else values * stored.scale
 
 
-def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None:
+def _error(weight: Weight, stored: Rounded) -> Any:
+    return weight.values - _values(stored, weight)
+
+
+def _correct(model: Any, errors: Mapping[str, Callable[[], Any]], feeds: Iterator[Feeds]) -> None:
+    """Undo the mean of what rounding lost; one layer's error is held at a time."""
     if not errors:
         return
     means = mean_inputs(model, list(errors), feeds)
@@ -205,7 +211,7 @@ def _correct(model: Any, errors: dict[str, Any], feeds: Iterator[Feeds]) -> None
     for op in model.get_ordered_ops():
         name = op.get_friendly_name()
         if name in means:
-            lost[op] = lost_mean(op, errors[name], means[name])
+            lost[op] = lost_mean(op, errors[name](), means[name])
     add_to_outputs(lost)
 
 

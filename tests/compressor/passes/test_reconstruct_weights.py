@@ -119,7 +119,9 @@ def test_openvino_computes_with_blocks(bits, model, tmp_path):
     options = {"bits": bits, "share": 1.0, "form": "computed", "block": 16}
     made = apply(tmp_path, given, "reconstruct_weights", **options)
     ran, before = executed(made), executed(given)
-    assert ran.keys() == before.keys()
+    # With AMX, OpenVINO 2026.4 unpacks weights of a thousand values at each call.
+    unpacked = {"Convert"} if model == "transformer_block" else set()
+    assert ran.keys() - before.keys() <= unpacked
     assert ran["FullyConnected"] == before["FullyConnected"]
     after, float_ = ((a.root / "model.bin").stat().st_size for a in (made, given))
     assert after < float_ * (bits + 1) / 32 + 3000  # biases, normalization
