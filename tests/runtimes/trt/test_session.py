@@ -212,3 +212,28 @@ with rt_tensorrt.open_session(artifact, back_end="tensorrt_lean") as session:
     facts["engine"]["version_compatible"] = True
     (root / "engine.json").write_text(json.dumps(facts))
     assert session(root, code) == {"shape": [2, 10], "library": "tensorrt_lean 10.3.0"}
+
+
+@pytest.mark.parametrize(
+    ("sms", "told"), [([86, 87], "tensorrt_rtx 10.3.0"), ([86, 89], "compiled for another GPU")]
+)
+def test_a_plan_made_ahead_runs_on_the_cards_it_names(
+    sms: list[int], told: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(artifact.root, tmp_path / "copy"))
+    (root / "model.engine").rename(root / "model.rtx.plan")
+    (root / "engine.json").unlink()
+    plan = {"file": "model.rtx.plan", "version": "10.3.0", "compute_capabilities": sms}
+    Artifact.write(
+        root, "tensorrt_rtx", artifact.entry, artifact.inputs, artifact.outputs, {"plan": plan}
+    )
+    rtx = tmp_path / "rtx" / "tensorrt_rtx.py"
+    rtx.parent.mkdir()
+    rtx.write_text("from tensorrt import *\nfrom tensorrt import __version__\n")
+    code = f"""
+sys.path.insert(0, {str(rtx.parent)!r})
+with rt_tensorrt.open_session(artifact) as session:
+    session.run({{"image": np.zeros((2, 1, 28, 28), np.float32)}})
+    answer(text=session.settings["library"])
+"""
+    assert told in session(root, code)["text"]
