@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from exporters._memory import trim
 from exporters._onnx_graph import OPSET, all_nodes, opset_of
 
 PER_CHANNEL = 13  # the first operator set whose Q/DQ take one scale a channel
@@ -96,6 +97,7 @@ def _difference(model: Any, made: Any) -> str:
         want = run_onnx(session_of(model), feeds)
     except ort_errors():
         return ""  # these sizes do not suit the model: nothing to compare with
+    trim()  # before the next engine holds its weights
     try:
         got = run_onnx(session_of(made), feeds)
         compare(want, got, 1e-4, "opset conversion")

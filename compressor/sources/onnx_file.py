@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.nearby import closest_file
+from exporters._memory import trim
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs, name_free_dims
 from exporters._onnx_graph import (
     LARGEST,
@@ -48,6 +49,7 @@ def open_onnx(path: Path, root: Path, inputs: Mapping[str, Any], shapes: Shapes)
     model, _ = normalise(model, copy=False)
     facts = _facts(model, [*notes, *raised, *_graph_notes(model)])
     facts["given_bytes"] = size
+    trim()  # the model before its conversion, and the engines that compared the two
     save_model(model, root / "model.onnx")
     return Artifact.write(root, "onnx", "model.onnx", *specs(model), facts)
 
