@@ -43,7 +43,7 @@ UNSUPPORTED = frozenset(
 _WEIGHT_KINDS = frozenset({"int8", "int4", "float8e4m3fn", "float4e2m1"})
 _KINDS = frozenset({"int8", "float8e4m3fn"})
 _FOUR_BITS = frozenset({"int4", "uint4", "float4e2m1"})
-_SMALLEST = 2.0**-14  # of normal float16 numbers
+_SMALLEST = 2.0**-17  # float16 holds 7 bits of it, and fewer of what is smaller
 Level = Literal["error", "warning", "note"]
 
 
@@ -149,7 +149,7 @@ def _scales(view: View) -> Iterator[Finding]:
             text = "a scale that is zero, negative or no number"
             yield Finding("R06", "error", node.name, text, "calibrate again, on other data")
         elif scale.dtype == np.float16 and (values < _SMALLEST).any():
-            text = f"a scale of {values.min():.2g}, where float16 has fewer digits"
+            text = f"a scale of {values.min():.2g}, of which float16 holds fewer than 7 bits"
             yield Finding("R06", "warning", node.name, text, "keep this layer in float32")
 
 

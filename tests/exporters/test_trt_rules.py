@@ -208,8 +208,8 @@ def test_every_violation_of_a_model_is_told_at_once():
 
 
 def test_half_precision_scales_that_lose_digits_are_named():
-    model = plain(scale=1e-5)
+    model = plain(scale=1e-6)
     for tensor in model.graph.initializer:
         if tensor.name == "conv.s":
-            tensor.raw_data, tensor.data_type = np.float16(1e-5).tobytes(), TensorProto.FLOAT16
+            tensor.raw_data, tensor.data_type = np.float16(1e-6).tobytes(), TensorProto.FLOAT16
     assert ("R06", "warning") in {(one.rule, one.level) for one in findings(model)}
