@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exporters._onnx_graph import load_model
+from exporters._onnx_opset import quantized_ops
 from exporters._trt_layers import layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import Shapes
 from exporters._trt_rules import Finding, findings
+from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
 _WORDS = {"error": "refused", "warning": "warning", "note": "note"}
 MENDED = "mended"
+
+
+def after_mending(source: Artifact, shapes: Shapes) -> list[Finding]:
+    """What still breaks a rule when all that needs no data has been mended."""
+    model = load_model(source.path)
+    if quantized_ops(model):
+        model, _ = normalised(model)
+    return findings(model, source.inputs, shapes)
+
+
+def errors(found: Sequence[Finding]) -> list[Refusal]:
+    """What TensorRT refuses or misreads."""
+    return [Refusal(f.node, f"{f.rule}: {f.text}", f.fix) for f in found if f.level == "error"]
 
 
 def check_rows(source: Artifact, shapes: Shapes) -> list[dict[str, str]]:

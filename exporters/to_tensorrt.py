@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from exporters import _schemes
 from exporters import _trt_bundle as bundle
 from exporters._check import Error, compare, onnx_session, ort_errors, run_onnx
 from exporters._drop_in import require_drop_in
@@ -24,19 +23,18 @@ from exporters._onnx_graph import load_model, opset_of, save_model, specs
 from exporters._onnx_opset import quantized_ops
 from exporters._rtx_check import in_a_sentence, proxy_check
 from exporters._rtx_compile import PACKAGES, wrong_capabilities
-from exporters._trt_check import check_rows
+from exporters._trt_check import after_mending, check_rows, errors
 from exporters._trt_engine import build_here, versions_here
 from exporters._trt_layers import Row, in_words, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
-from exporters._trt_rules import Finding, findings
+from exporters._trt_rules import findings
+from exporters._trt_target import bundle_target
 from exporters.base import (
     Context,
     Env,
     Refusal,
-    Rung,
     StepSpec,
-    Target,
     batch_names,
     example_feeds,
     installed,
@@ -56,27 +54,7 @@ REFERENCE_SAMPLES, REFERENCE_BYTES = 4, 16 << 20
 TUNED = "TensorRT chooses kernels by timing them on this GPU"
 TOLERANCE = 1e-3  # of a float model, relative to an output's largest magnitude
 
-_BUNDLE = StepSpec("to_tensorrt")
-_CLEAN = StepSpec("to_onnxruntime")
-_HALF = StepSpec("cast_half", {"compute": "half"})
-# Roundings that half precision flips add up to more noise than half precision itself has.
-_REST = StepSpec("cast_half", {"compute": "half", "least_db": 20.0}, optional=True)
-
-TARGET = Target(
-    name="tensorrt",
-    runtime="tensorrt",
-    formats=frozenset({"tensorrt"}),
-    twin=(_BUNDLE,),
-    half_twin=(_HALF, _BUNDLE),
-    ladder=(
-        Rung("int8", (_CLEAN, StepSpec("quantize_static"), _REST, _BUNDLE)),
-        Rung("half", (_CLEAN, _HALF, _BUNDLE)),
-    ),
-    scheme=_schemes.TENSORRT,
-    device="GPU",
-    emulator="onnxruntime",
-    width_multiple=32,
-)
+TARGET = bundle_target("tensorrt", StepSpec("to_tensorrt"))
 
 
 @dataclass(frozen=True)
@@ -123,21 +101,14 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
 
     What can be mended without calibration data (see `_trt_normalise`) is not among them.
     """
-    model = load_model(source.path)
-    if quantized_ops(model):
-        model, _ = normalised(model)
-    found = findings(model, source.inputs, context.shapes)
+    found = errors(after_mending(source, context.shapes))
     wrong = wrong_capabilities(options.proxy)
-    return [*_errors(found), *_dla(source.inputs, options, context), *wrong]
+    return [*found, *_dla(source.inputs, options, context), *wrong]
 
 
 def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
     """Rows of `compress check` for a model that is quantized already: every violation at once."""
     return check_rows(source, context.shapes)
-
-
-def _errors(found: Sequence[Finding]) -> list[Refusal]:
-    return [Refusal(f.node, f"{f.rule}: {f.text}", f.fix) for f in found if f.level == "error"]
 
 
 def _dla(inputs: Sequence[TensorSpec], options: Options, context: Context) -> list[Refusal]:
@@ -161,7 +132,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     model, notes = _brought(source, sizes)
     inputs, outputs = specs(model)
     found = findings(model, inputs, shapes)
-    if wrong := [*_errors(found), *_dla(inputs, options, env.context)]:
+    if wrong := [*errors(found), *_dla(inputs, options, env.context)]:
         raise Unsupported("TensorRT does not take the model", wrong, where="to_tensorrt")
     save_model(model, env.work / bundle.MODEL)
     error, samples = _checked(source, inputs, env)

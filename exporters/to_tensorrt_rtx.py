@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from exporters import to_tensorrt
 from exporters._rtx_check import described, in_a_sentence
 from exporters._rtx_compile import FIX, PACKAGES, compile_plan, wrong_capabilities
 from exporters._trt_bundle import DESCRIPTION, MODEL
+from exporters._trt_check import after_mending, check_rows, errors
+from exporters._trt_target import bundle_target
 from exporters.base import Context, Env, Refusal, StepSpec, installed
 from runtimes.errors import BuildFailed
 from runtimes.types import MANIFEST, Artifact
@@ -31,24 +32,10 @@ PLAN = "model.rtx.plan"
 _SHOWN = 8
 _FIX = "keep these layers in float (keep: {float: […]}), or leave a compute capability out"
 _UNFIXED = "TensorRT-RTX numbers things by their addresses, which this system does not let us fix"
-_BUNDLE = to_tensorrt.TARGET
 
-
-def _with_plan(steps: tuple[StepSpec, ...]) -> tuple[StepSpec, ...]:
-    """The bundle's steps, which need not ask the same compiler, and the compiler's."""
-    return (
-        *(replace(s, options={"proxy": ()}) if s.name == "to_tensorrt" else s for s in steps),
-        StepSpec("to_tensorrt_rtx"),
-    )
-
-
-TARGET = replace(
-    _BUNDLE,
-    name="tensorrt_rtx",
-    formats=frozenset({"tensorrt_rtx"}),
-    twin=_with_plan(_BUNDLE.twin),
-    half_twin=_with_plan(_BUNDLE.half_twin),
-    ladder=tuple(replace(rung, steps=_with_plan(rung.steps)) for rung in _BUNDLE.ladder),
+# The bundle need not ask the compiler that comes next.
+TARGET = bundle_target(
+    "tensorrt_rtx", StepSpec("to_tensorrt", {"proxy": ()}), StepSpec("to_tensorrt_rtx")
 )
 
 
@@ -69,7 +56,7 @@ class Options:
 
 def tools() -> dict[str, str]:
     """Versions of TensorRT-RTX's two wheels."""
-    return {**to_tensorrt.tools(), **installed(PACKAGES, "to_tensorrt_rtx", FIX)}
+    return installed(PACKAGES, "to_tensorrt_rtx", FIX)
 
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
@@ -78,14 +65,14 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     Of a model that is no bundle yet, which `compress check` hands in, what becomes of it as well.
     """
     found = wrong_capabilities(options.compute_capabilities)
-    if source.format in to_tensorrt.ACCEPTS:
-        found += to_tensorrt.refusals(source, to_tensorrt.Options(), context)
+    if source.format not in ACCEPTS:
+        found += errors(after_mending(source, context.shapes))
     return found
 
 
 def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
     """For `compress check` of a model with Q/DQ pairs: what becomes of it as a bundle."""
-    return to_tensorrt.check_quantized(source, context)
+    return check_rows(source, context.shapes)
 
 
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
