@@ -250,8 +250,8 @@ def _kinds(entries: Row) -> list[str]:
         "Pruned once and recovered without labels, in float32. In bold: 40 % fewer bytes, or 30 %",
         "less time, at a relative loss of at most 1 % (without a score: noise over signal, in",
         "power). Recovery in minutes too.", "",
-        f"| model | kind | steps | recovery | loss | bytes | {TIMES} |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| model | kind | steps | recovery | loss | bytes | {TIMES} | processor |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]  # fmt: skip
     for name, entry in entries.items():
         row = entry["rows"]["pruned"]
@@ -261,7 +261,7 @@ def _kinds(entries: Row) -> list[str]:
         )
         cells = [name, entry["kind"], told, f"{entry['recovery_minutes']:g}"]
         if "failed" in first:
-            lines.append("| " + " | ".join([*cells, first["failed"][:80], *5 * [""]]) + " |")
+            lines.append("| " + " | ".join([*cells, first["failed"][:80], *6 * [""]]) + " |")
             continue
         kept = reaches[ENGINES[0]]
         cells.append(
@@ -270,7 +270,7 @@ def _kinds(entries: Row) -> list[str]:
         cells.append(_bold(f"−{1 - first['bytes'] / row['bytes_before']:.1%}", kept, "bytes"))
         for engine in ENGINES:
             cells.append(_bold(_speed(row[engine]), reaches[engine], "latency"))
-        lines.append("| " + " | ".join([*cells, *_minutes(row)]) + " |")
+        lines.append("| " + " | ".join([*cells, *_minutes(row), entry["host"]["cpu"]]) + " |")
     return [*lines, ""]
 
 
