@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters._check import onnx_session
-from exporters._onnx_graph import drop, needed, replace, weight_bytes
+from exporters._onnx_graph import drop, needed, replace, save_model, weight_bytes
 
 _OUTSIDE = 1 << 20  # larger tensors go to a file, which the engine maps
 _SMALL = 1 << 12  # tensors that may hold shapes and axes, which inference and converters read
@@ -36,11 +36,28 @@ def tapped_session(model: Any, nodes: Sequence[Any], outputs: Sequence[Any], thr
         return onnx_session(frame.SerializeToString(), threads, in_order=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        with (path.parent / "weights").open("wb") as file:
-            for tensor in model.graph.initializer:
-                frame.graph.initializer.append(_outside(tensor, file))
-        path.write_bytes(frame.SerializeToString())
+        _write(frame, model, path)
         return onnx_session(path, threads, in_order=True)
+
+
+def save_for_engine(model: Any, path: Path) -> None:
+    """Write `model`, whose notes on values are left out, for an engine to read.
+
+    Large weights go to the file `weights` beside it, without a copy of them in memory.
+    """
+    if weight_bytes(model) < _LARGE:
+        save_model(model, path)
+        return
+    frame = _frame(model, (), model.graph.output)
+    frame.graph.name = model.graph.name
+    _write(frame, model, path)
+
+
+def _write(frame: Any, model: Any, path: Path) -> None:
+    with (path.parent / "weights").open("wb") as file:
+        for tensor in model.graph.initializer:
+            frame.graph.initializer.append(_outside(tensor, file))
+    path.write_bytes(frame.SerializeToString())
 
 
 def _frame(model: Any, nodes: Sequence[Any], outputs: Sequence[Any]) -> Any:

@@ -23,6 +23,7 @@ from exporters._memory import release
 from exporters._onnx_cleanup import clean
 from exporters._onnx_dims import fix_dims, fixed_sizes, infer_fixed_outputs
 from exporters._onnx_graph import load_model, normalise, save_model, specs
+from exporters._onnx_session import save_for_engine
 from exporters._onnx_support import openvino_lines, unsupported_by_openvino
 from exporters._openvino_ir import marked, read_metadata, read_onnx, save_ir
 from exporters.base import (
@@ -160,7 +161,7 @@ def _save_marked(proto: Any, path: Path) -> None:
     """Write `proto`, which is changed, with the names of its nodes marked as the source's."""
     del proto.metadata_props[:]
     marked(proto, _MARK)
-    save_model(proto, path)
+    save_for_engine(proto, path)
 
 
 def _write_ir(
