@@ -17,7 +17,8 @@ from runtimes.types import TensorSpec
 OPSET = 21  # the first one with INT4 tensors
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-LARGEST = 2**31 - 2**26  # bytes in one piece: protobuf's limit, less some room for the graph
+LARGEST = 2**31 - 2**20  # bytes in one piece: protobuf's limit, less some room for the graph
+_NODES = 2**26  # bytes of a graph without its weights, at most
 
 
 def load_model(path: Path) -> Any:
@@ -31,7 +32,7 @@ def save_model(model: Any, path: Path) -> None:
     """Write `model` with a fixed byte order; past 2 GiB the weights go to `<name>.data`."""
     import onnx
 
-    if weight_bytes(model) < LARGEST:
+    if weight_bytes(model) < LARGEST - _NODES:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
     onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + ".data")

@@ -264,8 +264,8 @@ def test_a_writer_that_breaks_its_scheme_fails_the_build(tmp_path, monkeypatch) 
 
     given = prepared(tmp_path, "mlp")
 
-    def spoiled(weight, axis, limit):
-        integers, scale = quantize_int8(weight, axis, limit)
+    def spoiled(*given):
+        integers, scale = quantize_int8(*given)
         return integers - 1, scale
 
     monkeypatch.setattr(qdq, "quantize_int8", spoiled)
