@@ -166,10 +166,9 @@ def test_a_fixed_batch(samples, repaired, tmp_path):
     [
         ({"saliency": "taylor"}, "taylor needs gradients"),
         ({"saliency": "hessian"}, "hessian needs gradients"),
-        ({"keep": {"latency": "50%"}}, "measured on a target"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, why, tmp_path):
+def test_options_for_modules_are_refused(options, why, tmp_path):
     source = artifact(models.mlp(), tmp_path / "source")
     (refusal,) = prune_channels.refusals(source, Options(**options), Context())
     assert why in refusal.why
