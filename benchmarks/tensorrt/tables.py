@@ -71,9 +71,8 @@ def _drop(ours: Row) -> Any:
 
 
 def _int8(row: Row) -> int:
-    """Layers in INT8 that compute what the file says."""
-    wrong = row.get("failed") or row.get("refused") or row.get("unsigned_pairs")
-    return 0 if wrong else int(row["int8"])
+    """Layers in INT8, whatever numbers they compute."""
+    return 0 if row.get("failed") or row["refused"] else int(row["int8"])
 
 
 def _line(name: str, model: Row) -> str:
@@ -97,11 +96,17 @@ def _peer(row: Row) -> str:
     if "failed" in row:
         return f"not quantized: {row['failed'][:80]}"
     if row["refused"]:
-        return "refused: " + row["refused"].split("refused it: ", 1)[-1][:100]
+        return "refused: " + _short(row["refused"].split("refused it: ", 1)[-1])
     text = f"{row['int8']} of {row['layers']}"
     if row["unsigned_pairs"]:
         text += f", but {row['unsigned_pairs']} UINT8 pairs are read as INT8: other numbers"
     return text
+
+
+def _short(refusal: str) -> str:
+    node = refusal.split(": ", 1)[0]
+    known = {"has type Int32": "an INT32 bias", "Non-zero zero point": "a zero point other than 0"}
+    return next((f"{why} ({node})" for said, why in known.items() if said in refusal), refusal[:90])
 
 
 def _left(models: Row) -> list[str]:
@@ -111,6 +116,11 @@ def _left(models: Row) -> list[str]:
         + (f": {row['reason']}" if row["reason"] else "")
         for name, model in models.items()
         for row in model["ours"].get("not_int8", [])
+    ] + [
+        f"- {name}: the recurrent layers, {share:.1%} of all multiplications, which TensorRT has in "
+        "float only; they are not among the layers above"
+        for name, model in models.items()
+        if (share := model["ours"].get("recurrent_mac_share"))
     ]
 
 
