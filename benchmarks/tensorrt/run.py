@@ -33,7 +33,7 @@ from compressor.env import StepEnv  # noqa: E402
 from compressor.steps import load_step, load_target, parse_options  # noqa: E402
 from compressor.validate import compare  # noqa: E402
 from exporters._onnx_macs import inferred, macs_of, shapes_of  # noqa: E402
-from exporters._rtx_check import Row, counts, reread, rows  # noqa: E402
+from exporters._rtx_check import FOLDED, Row, counts, reread, rows  # noqa: E402
 from exporters._rtx_compile import compile_plan, missing  # noqa: E402
 from exporters._trt_rules import findings  # noqa: E402
 from exporters.base import Context, StepSpec, batch_names  # noqa: E402
@@ -104,9 +104,11 @@ def compiled(path: Path, case: Case, inputs: list[dict[str, Any]]) -> dict[str, 
     model = onnx.load(path)
     shapes = shapes_of(inferred(model, case.judge.dims).graph)
     macs = {node.name: macs_of(node, shapes) or 0 for node in model.graph.node}
-    found = rows(model, outcome.layers, macs)
+    every = rows(model, outcome.layers, macs)
+    found = [row for row in every if row.got != FOLDED]
     made = {
         "layers": len(found),
+        "folded": len(every) - len(found),
         "asked_for_int8": sum(row.wanted == "int8" for row in found),
         "int8": sum(row.got == "int8" for row in found),
         "unsigned_pairs": len(reread(model)),

@@ -45,8 +45,9 @@ def table(results: Row) -> str:
 
 def _reached(models: Row) -> str:
     judged = {n: m["ours"] for n, m in models.items()}
+    scored = [n for n, o in judged.items() if _drop(o) is not None]
     shares = [n for n, o in judged.items() if (o.get("int8_mac_share") or 0) >= GOAL_SHARE]
-    kept = [n for n, o in judged.items() if _drop(o) is not None and _drop(o) <= GOAL_DROP]
+    kept = [n for n in scored if _drop(judged[n]) <= GOAL_DROP]
     wins = [n for n, m in models.items() if all(_int8(m["ours"]) >= _int8(m[p]) for p in PEERS)]
     refused = {
         title: sum(bool(m[p].get("refused") or m[p].get("failed")) for m in models.values())
@@ -59,10 +60,11 @@ def _reached(models: Row) -> str:
     return (
         f"Of {len(models)} models, {sum(not o['refused'] for o in judged.values())} of ours "
         f"compile; {len(shares)} have at least {GOAL_SHARE:.0%} of their multiplications in INT8, "
-        f"{len(kept)} lose at most {GOAL_DROP:.0%} of their metric, and on {len(wins)} no peer's "
-        f"default has more layers in INT8. Of NNCF's defaults {refused['NNCF']} are refused and "
-        f"{wrong} compile with UINT8 integers read as INT8, so that they compute other numbers; of "
-        f"ONNX Runtime's {refused['ONNX Runtime']} are refused."
+        f"{len(kept)} of the {len(scored)} that have a metric lose at most {GOAL_DROP:.0%} of it, "
+        f"and on {len(wins)} no peer's default has more layers in INT8. Of NNCF's defaults "
+        f"{refused['NNCF']} fail or are refused, and {wrong} compile with UINT8 integers read as "
+        f"INT8, so that they compute other numbers; of ONNX Runtime's {refused['ONNX Runtime']} "
+        "are refused."
     )
 
 
@@ -77,13 +79,14 @@ def _int8(row: Row) -> int:
 
 def _line(name: str, model: Row) -> str:
     ours = model["ours"]
-    drop = _drop(ours)
+    drop, base, score = _drop(ours), model["float"], ours["score"]
+    scores = f" {_number(base)} → {_number(score)}" if base is not None else ""
     cells = [
         name,
         f"{ours['int8']} of {ours['layers']}",
         _percent(ours.get("int8_mac_share")),
-        f"{model['metric']} {_number(model['float'])} → {_number(ours['score'])}",
-        "–" if drop is None else f"{drop:.2%}",
+        model["metric"].rpartition(":")[2] + scores,
+        f"{ours['sqnr_db']:.0f} dB" if drop is None else f"{drop:.2%}",
         f"{ours['seconds']:.1f} s" if not ours["refused"] else "refused",
         _kilobytes(ours.get("plan_bytes")),
         f"{_kilobytes(ours['bytes'])} of {_kilobytes(model['float_bytes'])}",
@@ -117,8 +120,8 @@ def _left(models: Row) -> list[str]:
         for name, model in models.items()
         for row in model["ours"].get("not_int8", [])
     ] + [
-        f"- {name}: the recurrent layers, {share:.1%} of all multiplications, which TensorRT has in "
-        "float only; they are not among the layers above"
+        f"- {name}: the recurrent layers, {share:.2%} of all multiplications, which TensorRT has "
+        "in float only; they are not among the layers above"
         for name, model in models.items()
         if (share := model["ours"].get("recurrent_mac_share"))
     ]
