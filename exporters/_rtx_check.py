@@ -16,6 +16,8 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _COMPUTING = frozenset({"correlation", "convolution", "gemm", "deconv"})
 _CARRYING = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze"})
 _LIMIT_S = 300.0
+_FAR = 4  # a constant of so much fewer values holds scales or biases, and no part of the weight
+FOLDED = "folded"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Row:
         node, op: in the model.
         macs: of one sample; 0 where nobody counted them.
         wanted: what the model asks for: `int8` or `fp8` where pairs stand on both sides.
-        got: what the engine multiplies in; empty where no engine layer could be told to be it.
+        got: what the engine multiplies in; `folded` where it need not, since the other operand is
+            constant in its eyes; empty where no engine layer could be told to be it.
         layer: the engine's layer.
     """
 
@@ -40,7 +43,7 @@ class Row:
     @property
     def fell_back(self) -> bool:
         """Does it compute in something wider than the model asks for?"""
-        return self.wanted in {"int8", "fp8"} and self.got != self.wanted
+        return self.wanted in {"int8", "fp8"} and self.got not in {self.wanted, FOLDED}
 
 
 def rows(model: Any, layers: Sequence[EngineLayer], macs: Mapping[str, int]) -> list[Row]:
@@ -105,7 +108,8 @@ def _computed(name: str, values: int, layers: Sequence[EngineLayer]) -> tuple[st
     for layer in named:
         if layer.inputs and any(c.values >= values > 1 for c in layer.constants):
             return _type(_operands(layer, values)), layer.name
-    return "", ""
+    largest = max((c.values for layer in named for c in layer.constants), default=values)
+    return (FOLDED if largest * _FAR <= values else ""), ""
 
 
 def _operands(layer: EngineLayer, values: int) -> list[EngineTensor]:
@@ -143,7 +147,7 @@ def counts(found: Sequence[Row]) -> dict[str, Any]:
     by_type: dict[str, int] = {}
     for row in found:
         by_type[row.got or "unknown"] = by_type.get(row.got or "unknown", 0) + 1
-    whole = sum(row.macs for row in found)
+    whole = sum(row.macs for row in found if row.got != FOLDED)
     inside = sum(row.macs for row in found if row.got == "int8")
     return {
         "by_type": dict(sorted(by_type.items())),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from benchmarks.children import run_child
 from benchmarks.quantization import tables, verdicts
 from benchmarks.quantization.measuring import cosine
 from benchmarks.scale import run as large
+from benchmarks.tensorrt import tables as compiled
 
 Row = dict[str, Any]
 
@@ -226,3 +230,12 @@ def test_the_readme_says_what_the_quantization_benchmark_found() -> None:
 
     text = (readme.ROOT / "README.md").read_text()
     assert "\n".join(readme.lines()) in text
+
+
+def test_the_table_of_compiled_models_is_what_its_results_say():
+    folder = Path(compiled.__file__).parent
+    results = json.loads((folder / "results.json").read_text())
+    assert compiled.table(results) == (folder / "table.md").read_text()
+    worst = copy.deepcopy(results)
+    worst["models"]["resnet"]["ours"]["int8"] = 16  # fewer than NNCF's default
+    assert "on 10 no peer's default has more" in compiled.table(worst)

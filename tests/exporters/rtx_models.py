@@ -14,6 +14,7 @@ from exporters._onnx_graph import normalise
 from exporters._schemes import TENSORRT
 from exporters.base import Keep
 from tests import models
+from tests.net import Net
 
 
 def plain(name: str) -> ModelProto:
@@ -32,6 +33,19 @@ def _int8(name: str) -> bytes:
 def int8(name: str) -> ModelProto:
     """One of the test models with Q/DQ pairs by our own placement."""
     return onnx.load_from_string(_int8(name))
+
+
+def with_zero_state() -> ModelProto:
+    """The first step of a recurrent cell, written out: its state is all zeros."""
+    net = Net(0)
+    batch = net.op("Shape", "image", name="shape", end=1)
+    size = net.op("Concat", batch, net.constant("width", [32], np.int64), name="size", axis=0)
+    state = net.gemm(net.op("ConstantOfShape", size, name="zeros"), "state", 32, 32)
+    x = net.op("Add", net.gemm("image", "first", 64, 32), state, name="sum")
+    x = net.gemm(net.op("Tanh", x, name="tanh"), "head", 32, 10)
+    model, _ = normalise(net.classifier(x, image=["batch", 64]))
+    feeds = models.feeds(model, 16, seed=1)
+    return quantize(model, TENSORRT, Keep(), lambda: iter([feeds])).model
 
 
 def half(name: str) -> ModelProto:

@@ -194,6 +194,14 @@ class TestWithTheWheel:
         wide = {row.node for row in found if row.fell_back}
         assert wide == {"stem", "block.conv1", "block.conv2", "conv3"}
 
+    def test_a_product_with_zeros_is_no_layer_in_float(self, tmp_path):
+        model = rtx_models.with_zero_state()
+        outcome, found = compiled(model, tmp_path)
+        assert {row.node: row.got for row in found} == {
+            "first": "int8", "state": "folded", "head": "int8"
+        }  # fmt: skip
+        assert problems(model, outcome, found) == []
+
     def test_fp8_is_refused_for_ampere_and_compiled_for_ada(self, tmp_path):
         outcome, _ = compiled(rtx_models.fp8(), tmp_path, (86, 89))
         assert "fp8" in outcome.why_not
