@@ -29,8 +29,8 @@ test-fast: setup-dev  ## those not marked slow
 
 test-rtx: setup-dev  ## those of TensorRT-RTX, which compiles without a GPU (wheel of 95 MB, three minutes)
 	@.ci/setup "$(VENV)" rtx
-	PYTHONPATH="$(VENV)/rtx" $(BIN)/python -m pytest -m rtx tests/exporters tests/e2e
-	PYTHONPATH="$(VENV)/rtx" $(BIN)/python -m pytest -k rtx tests/contract
+	PYTHONPATH="$(abspath $(VENV))/rtx" $(BIN)/python -m pytest -m rtx tests/exporters tests/e2e
+	PYTHONPATH="$(abspath $(VENV))/rtx" $(BIN)/python -m pytest -k rtx tests/contract
 
 lint: setup-dev
 	$(BIN)/ruff check
