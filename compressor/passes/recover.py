@@ -65,8 +65,8 @@ class Options:
             beside the student in every step. `auto` is none: at equal minutes three brought a
             residual network nothing clear (benchmarks/recovery).
         aim: what counts as close to the original: the distance of the `outputs`, or, of class
-            `scores` among them, their probabilities as well. A step takes longer so: in equal
-            minutes neither a classifier nor a small GPT came closer (benchmarks/recovery).
+            `scores` among them, their probabilities as well. A step takes longer so: in 45 seconds
+            neither a classifier nor a small GPT came closer (benchmarks/recovery).
         labels: share of the aim, 0 to 1, that is a loss on the training data's labels: the
             cross-entropy of class numbers, or `loss`.
         loss: `package.module:function`, called with (outputs by name, labels of a batch), torch
