@@ -53,7 +53,7 @@ KINDS: dict[str, list[Row]] = {
     ],
     "lstm": [{"prune_channels": {"keep": {"params": 0.55}}}],
     "unet": [{"prune_channels": {"keep": {"params": 0.55}}}],
-    "yolo": [{"prune_channels": {"keep": {"params": 0.595}}}],
+    "yolo": [{"prune_channels": {"keep": {"params": 0.57}}}],
     "autoencoder": [{"prune_channels": {"keep": {"params": 0.57}}}],
     "gan": [{"prune_channels": {"keep": {"params": 0.57}}}],
     "gcn": [{"prune_channels": {"keep": {"params": 0.55}}}],
