@@ -18,7 +18,19 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Protocol, Sequence, Tuple, Type
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 import numpy as np
 
@@ -64,6 +76,27 @@ class Session(Protocol):
         value: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None: ...
+
+
+S = TypeVar("S", bound="Closing")
+
+
+class Closing:
+    """`with` for what has a `close`, as every runtime's session."""
+
+    def close(self) -> None:
+        """Free what it holds; each runtime's own."""
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        value: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

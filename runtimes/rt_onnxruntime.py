@@ -11,12 +11,11 @@ import json
 import tempfile
 from importlib import util
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
+from runtimes.base import Closing, Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, UsageError
 from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import merge_layers, read_nodes
@@ -55,7 +54,7 @@ def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -
     return OrtSession(artifact, _load(artifact, options, device), threads)
 
 
-class OrtSession:
+class OrtSession(Closing):
     """A loaded model; `settings` is what the engine says it runs with."""
 
     def __init__(self, artifact: Artifact, engine: Any, threads: int) -> None:
@@ -84,17 +83,6 @@ class OrtSession:
     def close(self) -> None:
         """Free the engine's memory."""
         self._engine = None
-
-    def __enter__(self) -> OrtSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        value: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 class OrtCall:

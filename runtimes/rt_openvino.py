@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 from importlib import util
-from types import TracebackType
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
+from runtimes.base import Closing, Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, RuntimeUnavailable, UsageError
 from runtimes.neighbours import with_neighbours
 from runtimes.onnx_nodes import Node, add_folded, read_nodes
@@ -60,7 +59,7 @@ def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -
     return OvSession(artifact, _compile(artifact, threads, device, {}))
 
 
-class OvSession:
+class OvSession(Closing):
     """A compiled model; `settings` is what the engine says it runs with."""
 
     def __init__(self, artifact: Artifact, compiled: Any) -> None:
@@ -86,17 +85,6 @@ class OvSession:
         """Free the engine's memory."""
         self._compiled = None
         self._ports_in = self._ports_out = {}
-
-    def __enter__(self) -> OvSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        value: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 class OvCall:

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import util
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
 
 import numpy as np
 
-from runtimes.base import Feeds, LayerPrecision, Outputs, check_feeds
+from runtimes.base import Closing, Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import (
     BadArtifact,
     BoardError,
@@ -87,7 +86,7 @@ def open_session(
     return TrtSession(artifact, name, trt, gpu)
 
 
-class TrtSession:
+class TrtSession(Closing):
     """A loaded engine; `settings` is what is known of it."""
 
     def __init__(self, artifact: Artifact, name: str, trt: Any, gpu: int) -> None:
@@ -140,17 +139,6 @@ class TrtSession:
         self._engine.close()
         self._cuda.close()
         self._engine = None
-
-    def __enter__(self) -> TrtSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        value: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 class TrtCall:

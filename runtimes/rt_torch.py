@@ -7,12 +7,11 @@ a `module` artifact needs the caller's `build`, because only the host side knows
 from __future__ import annotations
 
 from importlib import util
-from types import TracebackType
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from runtimes.base import Feeds, Outputs, check_feeds
+from runtimes.base import Closing, Feeds, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, UsageError
 from runtimes.types import Artifact, TensorSpec
 
@@ -55,7 +54,7 @@ def open_session(
     return TorchSession(artifact, build(artifact), threads)
 
 
-class TorchSession:
+class TorchSession(Closing):
     """A module in evaluation mode, called with the inputs in the manifest's order."""
 
     def __init__(self, artifact: Artifact, module: Any, threads: int) -> None:
@@ -78,17 +77,6 @@ class TorchSession:
     def close(self) -> None:
         """Drop the module."""
         self._module = None
-
-    def __enter__(self) -> TorchSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        value: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 class TorchCall:
