@@ -119,9 +119,10 @@ def _job(model: Any, source: Artifact, options: Any, env: Env) -> tuple[Job, lis
 
 @dataclass(frozen=True)
 class _Aim:
-    """What to come down to, and by what."""
+    """What to come down to, and by what; the cost and its limit where it is counted, not timed."""
 
     budget: Budget
+    counted: tuple[CostModel, float] | None
     kind: Kind
     scope: Scope
 
@@ -136,9 +137,11 @@ def _aim(job: Job, options: Any, budget: Budget) -> _Aim:
             where="prune_channels",
             fix="give data.calibration, or use saliency: l2",
         )
+    counted = None
     if budget.measure != LATENCY:
-        budget.limit(job.cost(budget.measure)({}))
-    return _Aim(budget, kind, scope)
+        cost = job.cost(budget.measure)
+        counted = cost, budget.limit(cost({}))
+    return _Aim(budget, counted, kind, scope)
 
 
 def _choose(
@@ -152,11 +155,10 @@ def _choose(
     ) -> tuple[dict[str, list[int]], list[str]]:
         return fitted(cost, ladders_of, aim.budget, limit, scope=aim.scope, multiple=multiple)
 
-    if aim.budget.measure == LATENCY:
+    if aim.counted is None:
         chosen, notes, facts = _timed(job, source, choose, options, aim.budget)
         return chosen, [how, *notes], facts
-    cost, usual = job.cost(aim.budget.measure), job.env.context.width_multiple
-    found, notes = choose(cost, aim.budget.limit(cost({})), options.multiple or usual)
+    found, notes = choose(*aim.counted, options.multiple or job.env.context.width_multiple)
     return found, [how, *notes], {}
 
 
