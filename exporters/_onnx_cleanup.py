@@ -13,6 +13,7 @@ import numpy as np
 from exporters._onnx_fold import fold_moves
 from exporters._onnx_graph import (
     STANDARD_DOMAINS,
+    attribute,
     drop_dead_weights,
     needed,
     reads,
@@ -151,15 +152,6 @@ def fold_batch_norms(graph: Any) -> int:
     return len(gone)
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    import onnx
-
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
-
-
 def _values(tensor: Any) -> np.ndarray[Any, Any]:
     import onnx
 
@@ -172,10 +164,10 @@ def _channel_axis(layer: Any) -> int | None:
     if _is(layer, "Conv"):
         return 0
     if _is(layer, "ConvTranspose"):
-        return 1 if _attribute(layer, "group", 1) == 1 else None
-    plain = _attribute(layer, "alpha", 1.0) == 1.0 and _attribute(layer, "beta", 1.0) == 1.0
+        return 1 if attribute(layer, "group", 1) == 1 else None
+    plain = attribute(layer, "alpha", 1.0) == 1.0 and attribute(layer, "beta", 1.0) == 1.0
     if _is(layer, "Gemm") and plain:
-        return 0 if _attribute(layer, "transB", 0) else 1
+        return 0 if attribute(layer, "transB", 0) else 1
     return None
 
 
@@ -187,7 +179,7 @@ def _fold(
     named = [name for name in names if name]
     if axis is None or not all(name in weights for name in named):
         return False
-    if _attribute(norm, "training_mode", 0) or weights[layer.input[1]].data_type not in (1, 11):
+    if attribute(norm, "training_mode", 0) or weights[layer.input[1]].data_type not in (1, 11):
         return False
     scale, shift, mean, variance = (
         _values(weights[name]).astype(np.float64) for name in norm.input[1:5]
@@ -195,7 +187,7 @@ def _fold(
     weight = _values(weights[layer.input[1]])
     if weight.shape[axis] != scale.size:
         return False
-    factor = scale / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     has_bias = len(layer.input) > 2 and bool(layer.input[2])
     bias = _values(weights[layer.input[2]]).astype(np.float64) if has_bias else 0.0
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]

@@ -110,6 +110,25 @@ def needed(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:
     return found[::-1]
 
 
+def output_axis(node: Any, rank: int) -> int:
+    """Axis of the output channels of the weight of `rank` that `node` reads."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    if node.op_type == "MatMul":
+        return rank - 1
+    return 1 if node.op_type in {"ConvTranspose", "GRU", "LSTM", "RNN"} else 0
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """Value of an attribute of `node`, or `default`."""
+    import onnx
+
+    for found in node.attribute:
+        if found.name == name:
+            return onnx.helper.get_attribute_value(found)
+    return default
+
+
 def rename_reads(graph: Any, renamed: dict[str, str]) -> None:
     """Let every node read the new names, in place; names a subgraph defines itself stay."""
     for node in graph.node:

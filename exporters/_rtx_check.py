@@ -11,8 +11,8 @@ from typing import Any
 
 from exporters._rtx_compile import Inputs, Outcome, Problem, compile_plan
 from exporters._rtx_layers import EngineLayer, EngineTensor
+from exporters._trt_graph import MULTIPLYING
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _COMPUTING = frozenset({"correlation", "convolution", "gemm", "deconv"})
 _CARRYING = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze"})
 _LIMIT_S = 300.0
@@ -58,7 +58,7 @@ def rows(model: Any, layers: Sequence[EngineLayer], macs: Mapping[str, int]) -> 
     sizes = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type not in WEIGHTED or len(node.input) < 2:
+        if node.op_type not in MULTIPLYING or len(node.input) < 2:
             continue
         weight = _stored(node.input[1], makers, sizes)
         if weight is None:

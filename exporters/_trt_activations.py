@@ -11,16 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from exporters._onnx_graph import attribute
 from exporters._trt_edit import Editor, point
-from exporters._trt_graph import (
-    ACTIVATIONS,
-    CONVOLUTIONS,
-    DEQUANTIZE,
-    MULTIPLYING,
-    QUANTIZE,
-    View,
-    attribute,
-)
+from exporters._trt_graph import ACTIVATIONS, CONVOLUTIONS, DEQUANTIZE, MULTIPLYING, QUANTIZE, View
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Softplus"})
 _MOVING = frozenset(

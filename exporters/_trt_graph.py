@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters._onnx_graph import opset_of, reads
+from exporters._onnx_graph import attribute, opset_of, reads
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -98,23 +98,6 @@ class View:
         """The DequantizeLinear of a constant that makes `name`, if one does."""
         node = self.maker(name, DEQUANTIZE)
         return node if node is not None and self.is_weight(node) else None
-
-
-def attribute(node: Any, name: str, default: Any) -> Any:
-    """Value of an attribute of `node`, or `default`."""
-    import onnx
-
-    for found in node.attribute:
-        if found.name == name:
-            return onnx.helper.get_attribute_value(found)
-    return default
-
-
-def output_axis(node: Any, rank: int) -> int:
-    """Axis of the output channels of the weight of `rank` that `node` reads."""
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return rank - 1 if node.op_type == "MatMul" else int(node.op_type == "ConvTranspose")
 
 
 def _name(number: int) -> str:

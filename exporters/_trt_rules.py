@@ -14,17 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes
-from exporters._trt_graph import (
-    ACTIVATIONS,
-    CONVOLUTIONS,
-    DEQUANTIZE,
-    MULTIPLYING,
-    QUANTIZE,
-    View,
-    attribute,
-    output_axis,
-)
+from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes, attribute, output_axis
+from exporters._trt_graph import ACTIVATIONS, CONVOLUTIONS, DEQUANTIZE, MULTIPLYING, QUANTIZE, View
 from exporters._trt_profiles import Shapes, shape_flag, without_range
 from runtimes.types import TensorSpec
 

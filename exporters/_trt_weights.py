@@ -10,17 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from exporters._onnx_graph import attribute, output_axis
 from exporters._trt_edit import Editor, point
-from exporters._trt_graph import (
-    CONVOLUTIONS,
-    DEQUANTIZE,
-    MULTIPLYING,
-    QUANTIZE,
-    Array,
-    View,
-    attribute,
-    output_axis,
-)
+from exporters._trt_graph import CONVOLUTIONS, DEQUANTIZE, MULTIPLYING, QUANTIZE, Array, View
 
 _FOLDED = frozenset({"Cast", "Mul", QUANTIZE})
 

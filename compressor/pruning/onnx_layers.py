@@ -9,7 +9,7 @@ import numpy as np
 
 from compressor.pruning.onnx_trace import Tracer
 from compressor.pruning.onnx_units import Label
-from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import attribute
 
 _COMPUTED = "has a weight that is no constant"
 

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.quantization.onnx_weights import attribute
 from compressor.quantization.reconstruction_onnx import Reader, open_taps, tap_of
 from compressor.quantization.reconstruction_taps import Data, Tap, collect
-from exporters._onnx_graph import reads
+from exporters._onnx_graph import attribute, reads
 
 Floats = NDArray[np.float64]
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})

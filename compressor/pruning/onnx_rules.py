@@ -9,7 +9,7 @@ import numpy as np
 
 from compressor.pruning.onnx_trace import Shape, Tracer
 from compressor.pruning.onnx_units import Ids, Label, numbers
-from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import attribute
 
 Rule = Callable[[Tracer, Any], None]
 

@@ -23,9 +23,9 @@ from compressor.pruning.pattern_pass import Slot, run_pattern, with_pattern
 from compressor.pruning.patterns import parse_pattern
 from compressor.pruning.select import matches
 from compressor.quantization.blas import one_blas_thread
-from compressor.quantization.onnx_weights import attribute
 from compressor.quantization.reconstruction_onnx import Reader, open_taps, tap_of
 from compressor.quantization.reconstruction_taps import Tap
+from exporters._onnx_graph import attribute
 from exporters._onnx_session import check_model, session_of
 from exporters.base import Env
 from runtimes.base import Feeds

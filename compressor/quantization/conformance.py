@@ -14,9 +14,8 @@ import numpy as np
 
 from compressor.quantization.guards import fused, merged
 from compressor.quantization.onnx_index import Index, index
-from compressor.quantization.onnx_weights import attribute, output_axis
 from compressor.quantization.placement import WEIGHTED
-from exporters._onnx_graph import load_model, opset_of
+from exporters._onnx_graph import attribute, load_model, opset_of, output_axis
 from exporters._onnx_opset import PER_CHANNEL
 from exporters.base import QuantScheme
 from runtimes.errors import BuildFailed

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.quantization.onnx_index import Index, index
-from compressor.quantization.onnx_weights import attribute
-from exporters._onnx_graph import MICROSOFT, import_microsoft, needed, replace
+from exporters._onnx_graph import MICROSOFT, attribute, import_microsoft, needed, replace
 
 OP = "MatMulIntegerToFloat"
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from compressor.quantization.lowering_transposed import transposed
 from compressor.quantization.onnx_index import Index, Names
-from compressor.quantization.onnx_weights import attribute
-from exporters._onnx_graph import drop_dead_weights, replace
+from exporters._onnx_graph import attribute, drop_dead_weights, replace
 
 
 def lower(model: Any, graph: Index, kept: set[str], *, transposed_only: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.onnx_index import Index, Names
-from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import attribute
 
 
 def transposed(node: Any, graph: Index, names: Names, onto: Any) -> list[Any] | None:

@@ -16,9 +16,8 @@ from compressor.quantization.onnx_dynamic_loop import GATES, why_no_loop
 from compressor.quantization.onnx_dynamic_write import write
 from compressor.quantization.onnx_pass import require_smaller, scheme_of
 from compressor.quantization.onnx_static import named_nodes
-from compressor.quantization.onnx_weights import attribute
 from exporters._drop_in import require_drop_in
-from exporters._onnx_graph import OPSET, graphs, load_model, opset_of, save_model
+from exporters._onnx_graph import OPSET, attribute, graphs, load_model, opset_of, save_model
 from exporters._onnx_opset import upgrade_opset
 from exporters._onnx_session import without_weights
 from exporters.base import Context, Env

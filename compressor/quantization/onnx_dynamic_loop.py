@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.quantization.onnx_weights import attribute
-from exporters._onnx_graph import MICROSOFT
+from exporters._onnx_graph import MICROSOFT, attribute
 
 if TYPE_CHECKING:
     from compressor.quantization.onnx_dynamic import Layer

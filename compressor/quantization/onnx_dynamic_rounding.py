@@ -10,11 +10,11 @@ import numpy as np
 from compressor.quantization.calibration import calibrate
 from compressor.quantization.onnx_dynamic_loop import GATES
 from compressor.quantization.onnx_index import Names, index
-from compressor.quantization.onnx_weights import attribute, dequantize, quantize_int8
+from compressor.quantization.onnx_weights import dequantize, quantize_int8
 from compressor.quantization.reconstruction import damage, reconstruct
 from compressor.quantization.reconstruction_onnx import Reader, collect_grams_onnx
 from compressor.quantization.storage import Tensor, keep_in_8_bits
-from exporters._onnx_graph import graphs
+from exporters._onnx_graph import attribute, graphs
 from runtimes.base import Feeds
 
 if TYPE_CHECKING:

@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.onnx_index import Index, Names
-from compressor.quantization.onnx_weights import (
-    attribute,
-    dequantize,
-    noise_share,
-    output_axis,
-    quantize_int4,
-)
-from exporters._onnx_graph import graphs, rename_reads, replace
+from compressor.quantization.onnx_weights import dequantize, noise_share, quantize_int4
+from exporters._onnx_graph import attribute, graphs, output_axis, rename_reads, replace
 
 # Which input of an op is a weight; it is multiplied with the layer's inputs, or looked up.
 _PORTS = {

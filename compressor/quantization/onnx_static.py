@@ -25,11 +25,11 @@ from compressor.quantization.onnx_branches import (
     write_back,
 )
 from compressor.quantization.onnx_index import Index, Names, index
-from compressor.quantization.onnx_weights import dequantize, output_axis, quantize_int8
+from compressor.quantization.onnx_weights import dequantize, quantize_int8
 from compressor.quantization.placement import Placement, place
 from compressor.quantization.placement_explicit import place_explicit
 from compressor.quantization.qdq import write_qdq
-from exporters._onnx_graph import graphs
+from exporters._onnx_graph import graphs, output_axis
 from exporters.base import Keep, QuantScheme
 from runtimes.base import Feeds
 

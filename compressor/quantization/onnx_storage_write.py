@@ -10,10 +10,11 @@ import numpy as np
 
 from compressor.quantization.onnx_find import Weight
 from compressor.quantization.onnx_index import Index, Names, take_over_names
-from compressor.quantization.onnx_weights import attribute, broadcast, int4_tensor
+from compressor.quantization.onnx_weights import broadcast, int4_tensor
 from compressor.quantization.storage import Rounded
 from exporters._onnx_graph import (
     MICROSOFT,
+    attribute,
     drop_dead_weights,
     graphs,
     import_microsoft,

@@ -17,25 +17,6 @@ Ints = NDArray[np.int8]
 _CLIPS = np.linspace(0.4, 1.0, 49)
 
 
-def output_axis(node: Any, rank: int) -> int:
-    """Axis of the output channels of the weight of `rank` that `node` reads."""
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    if node.op_type == "MatMul":
-        return rank - 1
-    return 1 if node.op_type in {"ConvTranspose", "GRU", "LSTM", "RNN"} else 0
-
-
-def attribute(node: Any, name: str, default: Any) -> Any:
-    """Value of an attribute of `node`, or `default`."""
-    import onnx
-
-    for found in node.attribute:
-        if found.name == name:
-            return onnx.helper.get_attribute_value(found)
-    return default
-
-
 def quantize_int8(
     weight: Floats, axis: int | None, limit: int = 127, least: float = 0.0
 ) -> tuple[Ints, Floats]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.quantization.onnx_index import Index
-from compressor.quantization.onnx_weights import attribute
+from exporters._onnx_graph import attribute
 from exporters.base import QuantScheme
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})

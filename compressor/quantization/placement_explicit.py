@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.quantization.onnx_index import Index
-from compressor.quantization.onnx_weights import attribute
 from compressor.quantization.placement import SHAPING, WEIGHTED, Placement, why_weight_float
+from exporters._onnx_graph import attribute
 from exporters.base import QuantScheme
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from compressor.quantization.calibration import Range
 from compressor.quantization.guards import GUARD, guarded
 from compressor.quantization.onnx_index import Index, Names, take_over_names
-from compressor.quantization.onnx_weights import output_axis, quantize_int8
+from compressor.quantization.onnx_weights import quantize_int8
 from compressor.quantization.placement import Placement, gate_factors
-from exporters._onnx_graph import drop_dead_weights, graphs, replace
+from exporters._onnx_graph import drop_dead_weights, graphs, output_axis, replace
 from exporters.base import QuantScheme
 
 

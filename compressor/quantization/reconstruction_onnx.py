@@ -12,7 +12,6 @@ import numpy as np
 from compressor.quantization.calibration import batches
 from compressor.quantization.onnx_find import Weight
 from compressor.quantization.onnx_index import Index
-from compressor.quantization.onnx_weights import attribute
 from compressor.quantization.reconstruction import round_with
 from compressor.quantization.reconstruction_rows import (
     batched_rows,
@@ -24,6 +23,7 @@ from compressor.quantization.reconstruction_rows import (
 )
 from compressor.quantization.reconstruction_taps import BATCH, LIMIT_BYTES, ROWS, Data, Tap, collect
 from compressor.quantization.storage import Rounded
+from exporters._onnx_graph import attribute
 from exporters._onnx_session import tapped_session
 from exporters.base import Env
 from runtimes.base import Feeds

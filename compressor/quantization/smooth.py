@@ -19,9 +19,8 @@ import numpy as np
 
 from compressor.quantization.calibration import ChannelStatistics
 from compressor.quantization.onnx_index import Index, Names
-from compressor.quantization.onnx_weights import attribute, output_axis
 from compressor.quantization.placement import Placement
-from exporters._onnx_graph import replace
+from exporters._onnx_graph import attribute, output_axis, replace
 
 _ALPHAS = np.linspace(0.0, 1.0, 21)
 _COLUMNS = 4096

@@ -20,12 +20,7 @@ from compressor.quantization.onnx_pass import keep_of, scheme_of
 from compressor.quantization.onnx_static import mean_axes, mean_lost, named_nodes, planned
 from compressor.quantization.onnx_storage import Weight, find_weights
 from compressor.quantization.onnx_storage_write import blockable, dequantized, large_table
-from compressor.quantization.onnx_weights import (
-    dequantize,
-    output_axis,
-    quantize_int4,
-    quantize_int8,
-)
+from compressor.quantization.onnx_weights import dequantize, quantize_int4, quantize_int8
 from compressor.quantization.placement import Placement
 from compressor.quantization.qdq import Grid, grid
 from compressor.quantization.reconstruction import round_with
@@ -42,7 +37,7 @@ from compressor.quantization.sensitivity import (
     Outputs,
 )
 from exporters._check import onnx_session, run_onnx
-from exporters._onnx_graph import drop, load_model, replace
+from exporters._onnx_graph import drop, load_model, output_axis, replace
 from exporters._onnx_session import with_weights, without_weights
 from exporters.base import Env, QuantScheme
 from runtimes.types import Artifact

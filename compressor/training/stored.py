@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from compressor.quantization.onnx_index import Index
-from compressor.quantization.onnx_weights import attribute, broadcast
+from compressor.quantization.onnx_weights import broadcast
+from exporters._onnx_graph import attribute
 
 
 @dataclass
