@@ -30,7 +30,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 2
+REV = 3
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()
