@@ -1,10 +1,18 @@
-"""Every step keeps the promises of `exporters/base.py` on a small real model."""
+"""Every step keeps the promises of `exporters/base.py` on a small real model.
+
+A step runs once a format here, and once more in a fresh process; the tests look at what that made.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,49 +42,63 @@ every_onnx_step = pytest.mark.parametrize("name", [n for n, fmt in cases() if fm
 every_model = pytest.mark.parametrize("model", sorted(models.ALL))
 
 
+@dataclass(frozen=True)
+class Ran:
+    """One run of a step: what it had, before and after, and what it made."""
+
+    given: Artifact
+    env: Any
+    made: Artifact
+    before: list[Any]
+    after: list[Any]
+
+
+Once = Callable[[str, str], Ran]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Runs a step on a format the first time it is asked for."""
+
+    @cache
+    def ran(name: str, fmt: str) -> Ran:
+        folder = tmp_path_factory.mktemp(name)
+        given = subject(folder, name, fmt)
+        step, options = step_and_options(name)
+        env = env_of(folder, name, given, "run")
+        before = inputs_of(given, env)
+        made = step.run(given, options, env)
+        return Ran(given, env, made, before, inputs_of(given, env))
+
+    return ran
+
+
+def inputs_of(given: Artifact, env: Any) -> list[Any]:
+    """Digests of every file and array that a step reads."""
+    arrays = [s.feeds([0, 1])["image"].tobytes() for s in env.data.values()]
+    return [bytes_of(given.root), bytes_of(env.reference.root), *arrays]
+
+
 @every_case
-def test_makes_a_sound_artifact(name: str, fmt: str, tmp_path: Path) -> None:
-    given = subject(tmp_path, name, fmt)
-    step, options = step_and_options(name)
-    env = env_of(tmp_path, name, given, "run")
-    made = step.run(given, options, env)
-    assert made.root == env.work
-    assert made.format == (given.format if step.PRODUCES == "same" else step.PRODUCES)
-    loaded = Artifact.load(made.root)
+def test_makes_a_sound_drop_in(name: str, fmt: str, once: Once) -> None:
+    ran, (step, _) = once(name, fmt), step_and_options(name)
+    assert ran.made.root == ran.env.work
+    assert ran.made.format == (ran.given.format if step.PRODUCES == "same" else step.PRODUCES)
+    loaded = Artifact.load(ran.made.root)
     loaded.verify()
-    assert loaded.digest() == made.digest()
+    assert loaded.digest() == ran.made.digest()
+    assert drop_in_differences(ran.given, ran.made) == []
 
 
 @every_case
-def test_is_a_drop_in(name: str, fmt: str, tmp_path: Path) -> None:
-    given = subject(tmp_path, name, fmt)
-    assert drop_in_differences(given, run(tmp_path, name, given)) == []
+def test_leaves_its_inputs_alone(name: str, fmt: str, once: Once) -> None:
+    ran = once(name, fmt)
+    assert ran.after == ran.before
 
 
 @every_case
-def test_leaves_its_inputs_alone(name: str, fmt: str, tmp_path: Path) -> None:
-    given = subject(tmp_path, name, fmt)
-    step, options = step_and_options(name)
-    env = env_of(tmp_path, name, given, "run")
-    before = bytes_of(given.root), bytes_of(env.reference.root)
-    arrays = {role: dict(samples.feeds([0, 1])) for role, samples in env.data.items()}
-    step.run(given, options, env)
-    assert (bytes_of(given.root), bytes_of(env.reference.root)) == before
-    for role, samples in env.data.items():
-        np.testing.assert_array_equal(samples.feeds([0, 1])["image"], arrays[role]["image"])
-
-
-@every_case
-def test_same_input_same_bytes(name: str, fmt: str, tmp_path: Path) -> None:
-    given = subject(tmp_path, name, fmt)
-    first, second = (run(tmp_path, name, given, label) for label in ("first", "second"))
-    assert first.files == second.files
-    assert first.digest() == second.digest()
-
-
-@every_case
-def test_the_result_runs_as_declared(name: str, fmt: str, tmp_path: Path) -> None:
-    made = run(tmp_path, name, subject(tmp_path, name, fmt))
+def test_the_result_runs_as_declared(name: str, fmt: str, once: Once) -> None:
+    made = once(name, fmt).made
     with opened(made) as session:
         outputs = session.run(images(3))
     assert list(outputs) == [spec.name for spec in made.outputs]
@@ -86,43 +108,51 @@ def test_the_result_runs_as_declared(name: str, fmt: str, tmp_path: Path) -> Non
         assert np.isfinite(outputs[spec.name]).all()
 
 
-@pytest.mark.slow
-@every_case
-def test_same_bytes_in_a_fresh_process(name: str, fmt: str, tmp_path: Path) -> None:
-    """Another hash seed, another address space, nothing imported or converted before."""
-    usable(name)
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Step and format → digest of what it makes in another process, or why it makes nothing.
+
+    Another hash seed, another address space, other steps before it: the order is reversed.
+    """
     code = f"""
-from pathlib import Path
-from tests.contract.subjects import run, subject
-place = Path({str(tmp_path)!r}) / "fresh"
-print("DIGEST", run(place, {name!r}, subject(place, {name!r}, {fmt!r})).digest())
+import json, pathlib
+from tests.contract.subjects import cases, run, subject
+for at, (name, fmt) in enumerate(reversed(cases())):
+    place = pathlib.Path({str(tmp_path_factory.mktemp("fresh"))!r}) / str(at)
+    try:
+        told = run(place, name, subject(place, name, fmt)).digest()
+    except BaseException as error:
+        told = repr(error)
+    print("DIGEST", json.dumps([name + " " + fmt, told]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    here = run(tmp_path / "here", name, subject(tmp_path / "here", name, fmt))
-    assert done.stdout.split()[-1] == here.digest()
+    lines = [line.partition("DIGEST ") for line in done.stdout.splitlines()]
+    return dict(json.loads(told) for _, mark, told in lines if mark)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the first one waits for all
+@every_case
+def test_same_bytes_in_a_fresh_process(
+    name: str, fmt: str, once: Once, fresh: dict[str, str]
+) -> None:
+    assert fresh[f"{name} {fmt}"] == once(name, fmt).made.digest()
 
 
 @every_onnx_step
 @every_model
-def test_refusals_are_reasons(name: str, model: str, tmp_path: Path) -> None:
-    step = usable(name)
-    _, options = step_and_options(name)
-    found = step.refusals(onnx_artifact(tmp_path / "in", model), options, context(name))
-    assert all(isinstance(one, Refusal) and one.where and one.why for one in found)
-
-
-@every_onnx_step
-@every_model
-def test_refusals_beat_crashes(name: str, model: str, tmp_path: Path) -> None:
+def test_refuses_with_reasons_or_works(name: str, model: str, tmp_path: Path) -> None:
     """What was not refused works, or says in a typed error what to change: never a traceback."""
     step = usable(name)
     given = onnx_artifact(tmp_path / "in", model)
     _, options = step_and_options(name)
-    if step.refusals(given, options, context(name)):
-        return  # said before any work, in words: the test above
+    refused = step.refusals(given, options, context(name))
+    assert all(isinstance(one, Refusal) and one.where and one.why for one in refused)
+    if refused:
+        return
     made, code = attempt(tmp_path, name, given)
     assert code in (0, 2, 4)
     assert made is None or drop_in_differences(given, made) == []
