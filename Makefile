@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out
 BIN    := $(VENV)/bin
+# Files of tests side by side, one process a core and four at most: each may hold a gigabyte.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-rtx check lint bench docs clean setup-demo setup-dev
@@ -22,10 +24,10 @@ demo: setup-demo  ## compress and judge the example model (Fashion-MNIST) for tw
 	$(BIN)/compress run examples/01_image_classifier/recipe.yaml --effort quick -o $(OUT)/demo
 
 test: setup-dev  ## every test (about fifteen minutes on two cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup-dev  ## those not marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-rtx: setup-dev  ## those of TensorRT-RTX, which compiles without a GPU (wheel of 95 MB, three minutes)
 	@.ci/setup "$(VENV)" rtx
