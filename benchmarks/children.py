@@ -2,8 +2,8 @@
 
 What another tool does to a model may crash, hang or fill the memory; none of that may end a
 benchmark. Memory is sampled every 50 ms over the process and all below it: the sum of their
-resident sets (pages they share count once each), the same without pages of files, and the largest
-single process.
+resident sets (pages they share count once each), and the same without pages of files. The largest
+single process is the kernel's own count, which no sample misses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ended:
         code: its exit status; negative: the signal that ended it; None: it ran past its limit.
         seconds: wall clock.
         tree_bytes: largest sum of the resident sets of its process tree.
-        process_bytes: largest resident set of one of its processes.
+        process_bytes: largest resident set of one of its processes, as the kernel counts it.
         anonymous_bytes: largest sum without file-backed pages (mapped data, libraries).
         out: the end of its standard output.
         log: the end of its standard error.
@@ -111,11 +111,11 @@ class Peak:
     process: int = 0
     anonymous: int = 0
 
-    def see(self, sizes: list[tuple[int, int]]) -> None:
-        """`sizes`: (resident, file-backed) bytes of each process at one moment."""
-        self.tree = max(self.tree, sum(size for size, _ in sizes))
-        self.process = max(self.process, max((size for size, _ in sizes), default=0))
-        self.anonymous = max(self.anonymous, sum(size - shared for size, shared in sizes))
+    def see(self, sizes: list[tuple[int, int, int]]) -> None:
+        """`sizes`: (resident, file-backed, peak) bytes of each process at one moment."""
+        self.tree = max(self.tree, sum(size for size, _, _ in sizes))
+        self.process = max(self.process, max((high for _, _, high in sizes), default=0))
+        self.anonymous = max(self.anonymous, sum(size - shared for size, shared, _ in sizes))
 
 
 def _watched(
@@ -129,8 +129,8 @@ def _watched(
     return code
 
 
-def _resident(pid: int) -> list[tuple[int, int]]:
-    """(resident, file-backed) bytes of a process and all below it."""
+def _resident(pid: int) -> list[tuple[int, int, int]]:
+    """(resident, file-backed, peak) bytes of a process and all below it."""
     import psutil
 
     try:
@@ -142,8 +142,17 @@ def _resident(pid: int) -> list[tuple[int, int]]:
     for process in family:
         with contextlib.suppress(psutil.Error):
             memory = process.memory_info()
-            sizes.append((int(memory.rss), int(memory.shared)))
+            sizes.append((int(memory.rss), int(memory.shared), _high(process.pid, memory.rss)))
     return sizes
+
+
+def _high(pid: int, now: int) -> int:
+    """The largest resident set that the kernel saw of a process, where it tells; else today's."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return now
 
 
 def _tail(path: Path) -> str:

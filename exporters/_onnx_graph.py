@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporters._onnx_write import write_model
 from runtimes.types import TensorSpec
 
 OPSET = 21  # the first one with INT4 tensors
@@ -33,7 +34,7 @@ def save_model(model: Any, path: Path) -> None:
     import onnx
 
     if weight_bytes(model) < LARGEST - _NODES:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        write_model(model, path)
         return
     onnx.save_model(model, str(path), save_as_external_data=True, location=path.name + ".data")
 

@@ -9,6 +9,7 @@ from exporters._onnx_cleanup import clean
 from exporters._onnx_dims import name_free_dims
 from exporters._onnx_graph import normalise, specs
 from exporters._onnx_opset import quantized_ops, upgrade_opset
+from exporters._onnx_write import write_model
 from tests import models
 
 
@@ -26,6 +27,16 @@ def same_results(a, b, batch=3):
     want, got = models.run(a, feeds), models.run(b, feeds)
     for name in want:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_files_hold_what_protobuf_writes(tmp_path):
+    made = [build() for build in models.ALL.values()]
+    made[0].metadata_props.add(key="stride", value="32")
+    made[0].functions.add(name="f", domain="d")
+    made[0].graph.doc_string = "told"
+    for model in (*made, onnx.ModelProto(graph=onnx.GraphProto(name="no weights"))):
+        write_model(model, tmp_path / "model.onnx")
+        assert (tmp_path / "model.onnx").read_bytes() == model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("name", models.ALL)
