@@ -12,7 +12,7 @@ from compressor.recipe import Recipe
 from compressor.rounds import Placed, expanded
 from compressor.schema import Problem, Problems
 from compressor.shapes import resolve_shapes
-from compressor.steps import check_targets, load_step, load_target, parse_options
+from compressor.steps import as_built, check_targets, load_step, load_target, parse_options
 from compressor.verdict import Gate, default_gates, parse_gate
 from compressor.zeros import makes_zeros, of_package, size_warnings
 from exporters._memory import trim
@@ -161,13 +161,6 @@ class _Planner:
         target = load_target(name)
         where = f"targets.{name}"
         bare = replace(context, keep=Context().keep)
-        twins = [self._rung("twin", "twin", target.twin, self.source_format, bare, where)]
-        if target.half_twin and has_half(target):
-            twins.append(
-                self._rung(
-                    "half-twin", "half_twin", target.half_twin, self.source_format, bare, where
-                )
-            )
         own = self.recipe.target_steps(name)
         if own is not None:
             place = f"{where}.steps"
@@ -177,6 +170,12 @@ class _Planner:
                 self._try_rung(r.name, r.steps, shared_format, context, f"{where} {r.name}")
                 for r in target.ladder
             ]
+        given = (*self.recipe.shared_steps(), *(own or ())) if not self.problems else ()
+        twin, half = as_built(target.twin, given), as_built(target.half_twin, given)
+        twins = [self._rung("twin", "twin", twin, self.source_format, bare, where)]
+        if half and has_half(target):
+            fmt = self.source_format
+            twins.append(self._rung("half-twin", "half_twin", half, fmt, bare, where))
         return PlannedTarget(
             target,
             context,

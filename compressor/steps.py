@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Collection
-from dataclasses import asdict, fields
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -76,6 +76,20 @@ def parse_options(spec: StepSpec, where: str) -> Any:
     from compressor.schema import parse  # pydantic: only once a recipe is there to validate
 
     return parse(load_step(spec.name, where).Options, dict(spec.options), where)
+
+
+def as_built(twin: Sequence[StepSpec], given: Sequence[StepSpec]) -> tuple[StepSpec, ...]:
+    """The steps of a twin with what the recipe's own list says of how its artifact is built.
+
+    Those are the options in a step's `BUILD`: another engine would be no fair comparison.
+    """
+    said = {spec.name: spec.options for spec in given}
+    made = []
+    for spec in twin:
+        shared = getattr(load_step(spec.name), "BUILD", frozenset())
+        more = {k: v for k, v in said.get(spec.name, {}).items() if k in shared}
+        made.append(replace(spec, options={**spec.options, **more}))
+    return tuple(made)
 
 
 def check_targets(options: Any, known: Collection[str], where: str) -> None:

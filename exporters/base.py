@@ -8,6 +8,8 @@ A **step** is a module found by its file name (`compressor/passes/<verb>_<object
     PRODUCES: str                 the format it makes; "same" = the one it was given
     NEEDS: frozenset[str]         of {"calibration", "training"}: data it cannot work without
     USES: frozenset[str]          of these and "selection": data it takes if there
+    BUILD: frozenset[str]         optional: options that say how an artifact is built; the twins
+                                  get what a recipe gives them
     Options                       one frozen dataclass, every field defaulted and documented
     tools() -> dict[str, str]     name → version; MissingTool naming the extra
     refusals(source, options, context) -> list[Refusal]      reasons per node, before any work

@@ -49,6 +49,10 @@ ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "tensorrt"
 NEEDS: frozenset[str] = frozenset()
 USES = frozenset({"calibration"})
+BUILD = frozenset(
+    {"workspace_bytes", "optimization_level", "version_compatible", "hardware_compatible",
+     "sparsity", "dla_core", "sms", "proxy"}
+)  # fmt: skip
 
 REFERENCE_SAMPLES, REFERENCE_BYTES = 4, 16 << 20
 TUNED = "TensorRT chooses kernels by timing them on this GPU"

@@ -27,6 +27,7 @@ ACCEPTS = frozenset({"tensorrt"})
 PRODUCES = "tensorrt_rtx"
 NEEDS: frozenset[str] = frozenset()
 USES: frozenset[str] = frozenset()
+BUILD = frozenset({"compute_capabilities", "limit_s"})
 
 PLAN = "model.rtx.plan"
 _SHOWN = 8

@@ -11,6 +11,7 @@ from compressor.plan import Plan, complete_gates, make_plan
 from compressor.recipe import load_recipe
 from compressor.schema import Problems
 from compressor.shapes import resolve_shapes
+from exporters import to_tensorrt_rtx
 from exporters.base import Context
 from runtimes.errors import UsageError
 from runtimes.types import Artifact, TensorSpec
@@ -58,6 +59,20 @@ def test_an_explicit_list_that_lacks_data_is_a_problem() -> None:
     with pytest.raises(Problems, match="needs calibration data") as caught:
         planned(recipe, roles=frozenset())
     assert "add data.calibration" in str(caught.value)
+
+
+def test_the_twins_are_built_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what an answer must reach, which is the candidate's own."""
+    monkeypatch.setattr(to_tensorrt_rtx, "tools", dict)
+    built = {"workspace_bytes": 1 << 20, "version_compatible": True, "least_db": 15.0}
+    cards = {"to_tensorrt_rtx": {"compute_capabilities": [89]}}
+    steps = ["to_onnxruntime", {"to_tensorrt": built}, cards]
+    (target,) = planned({"targets": {"tensorrt_rtx": {"steps": steps}}}, roles=frozenset()).targets
+    for twin in target.twins:
+        *_, bundle, plan = (step.options for step in twin.steps)
+        assert (bundle.workspace_bytes, bundle.version_compatible) == (1 << 20, True)
+        assert (bundle.least_db, bundle.proxy) == (None, ())
+        assert plan.compute_capabilities == (89,)
 
 
 def test_an_exported_program_cannot_be_trained() -> None:
