@@ -86,7 +86,7 @@ def as_built(twin: Sequence[StepSpec], given: Sequence[StepSpec]) -> tuple[StepS
     said = {spec.name: spec.options for spec in given}
     made = []
     for spec in twin:
-        shared = getattr(load_step(spec.name), "BUILD", frozenset())
+        shared: frozenset[str] = getattr(load_step(spec.name), "BUILD", frozenset())
         more = {k: v for k, v in said.get(spec.name, {}).items() if k in shared}
         made.append(replace(spec, options={**spec.options, **more}))
     return tuple(made)

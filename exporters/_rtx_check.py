@@ -18,6 +18,7 @@ _CARRYING = frozenset({"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze
 _LIMIT_S = 300.0
 _FAR = 4  # a constant of so much fewer values holds scales or biases, and no part of the weight
 FOLDED = "folded"
+_ASKED = ("int8", "fp8", "int4")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Row:
     Attributes:
         node, op: in the model.
         macs: of one sample; 0 where nobody counted them.
-        wanted: what the model asks for: `int8` or `fp8` where pairs stand on both sides.
-        got: what the engine multiplies in; `folded` where it need not, since the other operand is
-            constant in its eyes; empty where no engine layer could be told to be it.
+        wanted: what the model asks for: `int8` or `fp8` where pairs stand on both sides, `int4`
+            for weights in 4 bits beside floats.
+        got: what the engine multiplies in (`int4` where it reads such weights as they are, beside
+            floats); `folded` where it need not, since the other operand is constant in its eyes;
+            empty where no engine layer could be told to be it.
         layer: the engine's layer.
     """
 
@@ -43,7 +46,7 @@ class Row:
     @property
     def fell_back(self) -> bool:
         """Does it compute in something wider than the model asks for?"""
-        return self.wanted in {"int8", "fp8"} and self.got not in {self.wanted, FOLDED}
+        return self.wanted in _ASKED and self.got not in {self.wanted, FOLDED}
 
 
 def rows(model: Any, layers: Sequence[EngineLayer], macs: Mapping[str, int]) -> list[Row]:
@@ -79,6 +82,8 @@ def _stored(name: str, makers: Mapping[str, Any], weights: Mapping[str, Any]) ->
 
 def _wanted(node: Any, makers: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
     types = [_pair_type(name, makers, weights) for name in node.input[:2]]
+    if types == ["", "int4"]:
+        return "int4"
     return types[0] if types[0] == types[1] else ""
 
 
@@ -92,7 +97,7 @@ def _pair_type(name: str, makers: Mapping[str, Any], weights: Mapping[str, Any])
         return ""
     tensor = weights.get(node.input[2] if len(node.input) > 2 else node.input[0])
     known = {onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "int8",
-             onnx.TensorProto.FLOAT8E4M3FN: "fp8"}  # fmt: skip
+             onnx.TensorProto.FLOAT8E4M3FN: "fp8", onnx.TensorProto.INT4: "int4"}  # fmt: skip
     return known.get(tensor.data_type, "") if tensor is not None else "int8"
 
 
@@ -119,9 +124,14 @@ def _operands(layer: EngineLayer, values: int) -> list[EngineTensor]:
 
 
 def _type(operands: Iterable[EngineTensor]) -> str:
-    """The wider of two: an INT8 weight beside float activations is multiplied in float."""
+    """The wider of two: an INT8 weight beside float activations is multiplied in float.
+
+    Of one in 4 bits it is the weight's that is told, which saves what such a product waits for.
+    """
     types = {operand.dtype for operand in operands}
-    wide = types - {"int8", "fp8", "int4"}
+    if "int4" in types:
+        return "int4"
+    wide = types - {"int8", "fp8"}
     return min(wide or types, default="")
 
 
@@ -148,10 +158,14 @@ def counts(found: Sequence[Row]) -> dict[str, Any]:
     for row in found:
         by_type[row.got or "unknown"] = by_type.get(row.got or "unknown", 0) + 1
     whole = sum(row.macs for row in found if row.got != FOLDED)
-    inside = sum(row.macs for row in found if row.got == "int8")
+    shares = {}
+    for kind in _ASKED:
+        inside = sum(row.macs for row in found if row.got == kind)
+        if kind == "int8" or kind in by_type:
+            shares[f"{kind}_mac_share"] = round(inside / whole, 6) if whole else None
     return {
         "by_type": dict(sorted(by_type.items())),
-        "int8_mac_share": round(inside / whole, 6) if whole else None,
+        **shares,
         "fell_back": [row.node for row in found if row.fell_back],
     }
 
@@ -225,9 +239,11 @@ def sentence(outcome: Outcome, capabilities: Sequence[int]) -> str:
 
 
 def in_a_sentence(found: Mapping[str, Any]) -> str:
-    """A note for the user: what was compiled or why not, and how much of it in INT8."""
+    """A note for the user: what was compiled or why not, and how much of it in few bits."""
     if not found["compiled"]:
         return f"{found['text']} ({found['why_not']})"
-    share = found["layers"]["int8_mac_share"]
-    inside = f" ({share:.1%} of the multiplications by weights in INT8)" if share else ""
+    words = {"int8": "in INT8", "fp8": "in FP8", "int4": "with INT4 weights"}
+    shares = {kind: found["layers"].get(f"{kind}_mac_share") for kind in words}
+    told = [f"{share:.1%} {words[kind]}" for kind, share in shares.items() if share]
+    inside = f" ({', '.join(told)} of the multiplications by weights)" if told else ""
     return f"{found['text']}{inside}"

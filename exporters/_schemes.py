@@ -71,6 +71,7 @@ TENSORRT = QuantScheme(
     activation_signed=True,
     activation_symmetric=True,
     explicit=True,
+    numbers=frozenset({"int8", "float8"}),
     ops=frozenset({"Conv", "Gemm", "MatMul", "Add", "Concat"}),
     passthrough=_MOVING | {"Resize"},
     never={

@@ -23,12 +23,17 @@ from runtimes.arrays import write_arrays
 from runtimes.types import sha256_of
 
 SCHEMA = 1
+EMULATED = "emulated.onnx"
 MODEL, DESCRIPTION, REFERENCE = "model.onnx", "trt.json", "reference.npz"
-# GPUs that TensorRT 10.3 to 11 build for and this bundle's types run on; Orin is 87, Thor 110.
-SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 # What engines lose against ONNX Runtime on the same file: TF32 has float16's digits, half sums in
-# other orders, and a value near the middle between two integers goes to one or the other.
-LEAST_DB = {"fp32": 50.0, "fp16": 30.0, "int8": 20.0}
+# other orders, and a value near the middle between two integers goes to one or the other. BF16 has
+# three digits less than half, of which an engine that fuses rounds fewer away.
+LEAST_DB = {"fp32": 50.0, "fp16": 30.0, "bf16": 25.0, "int8": 20.0, "fp8": 20.0, "int4": 30.0}
+
+
+_BF16 = f""" Its CPU has no
+products in BF16: the reference and the scores are of `{EMULATED}`, the same model in float32,
+rounded to BF16 after every operator."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Content:
     opset: int
     builder: Mapping[str, Any]
     sms: Sequence[int]
+    least_sm: int | None
     least_db: float | None
     samples: int
     of_calibration: bool
@@ -62,7 +68,7 @@ def write_reference(path: Path, feeds: Mapping[str, Any], outputs: Mapping[str, 
 def write_bundle(root: Path, content: Content) -> None:
     """Put everything beside `model.onnx` and `reference.npz`, which are there already."""
     copy_board_files(root)
-    (root / "README.md").write_text(_readme(content), encoding="utf-8")
+    (root / "README.md").write_text(_readme(root, content), encoding="utf-8")
     text = json.dumps(description(root, content), indent=1, sort_keys=True, allow_nan=False)
     (root / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
@@ -88,8 +94,8 @@ def description(root: Path, content: Content) -> dict[str, Any]:
         "requires": {
             "tensorrt": {"min": _least_version(content.opset), "below": "12"},
             "sm": list(content.sms),
-            "sm_min": None,
-            "jetpack": "6.1 or later",
+            "sm_min": content.least_sm,
+            "jetpack": _jetpack(content),
             "opset": content.opset,
         },
         "builder": dict(content.builder),
@@ -108,18 +114,26 @@ def _least_version(opset: int) -> str:
     return "10.3" if opset <= 20 else "10.15" if opset <= 24 else "11.0"
 
 
-def _readme(content: Content) -> str:
+def _jetpack(content: Content) -> str:
+    """The first whose TensorRT and board take it; Orin has no FP8, and Thor came with 7.0."""
+    if 87 not in content.sms:
+        return "7.0 or later, on Thor" if 110 in content.sms else "none"
+    return "6.1 or later" if _least_version(content.opset) == "10.3" else "7.2 or later"
+
+
+def _readme(root: Path, content: Content) -> str:
     shapes = "\n".join(
         f"    {row['name']}: {row['dtype']} {row['shape']}, smallest {row['min']}, "
         f"typical {row['opt']}, largest {row['max']}"
         for row in content.inputs
     )
+    more = _BF16 if (root / EMULATED).is_file() else ""
     given = "calibration data" if content.of_calibration else "seeded examples (no data was given)"
     return f"""# A model for TensorRT ({content.precision})
 
 No engine is in here: TensorRT builds one for the GPU and the version it runs on. On the device,
-with its own TensorRT {_least_version(content.opset)} or later (JetPack 6.1 or later), Python 3.8 or
-later and numpy:
+with its own TensorRT {_least_version(content.opset)} or later (JetPack {_jetpack(content)}),
+Python 3.8 or later and numpy:
 
     python3 build_engine.py --result-json r.json
 
@@ -134,5 +148,5 @@ Inputs, and the sizes the engine is built for:
 
 Reference: {content.samples} samples of {given}, answered by ONNX Runtime on `model.onnx`.
 `trtexec --onnx=model.onnx` builds it too. In ONNX Runtime set `session.disable_quant_qdq` to "1":
-its own rewriting of pairs in FP16 (seen in 1.31) gives other answers.
+its own rewriting of pairs in FP16 (seen in 1.31) gives other answers.{more}
 """

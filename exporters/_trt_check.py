@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from exporters._onnx_graph import load_model
 from exporters._onnx_opset import quantized_ops
-from exporters._trt_layers import layers
+from exporters._trt_layers import Row, layers
 from exporters._trt_normalise import normalised
 from exporters._trt_profiles import Shapes
 from exporters._trt_rules import Finding, findings
@@ -49,11 +49,15 @@ def check_rows(source: Artifact, shapes: Shapes) -> list[dict[str, str]]:
                 "layer": layer["name"],
                 "op": layer["op"],
                 "precision": layer["precision"],
-                "reason": "" if layer["precision"] == "int8" else "its operands are not quantized",
+                "reason": "" if _quantized(layer) else "its operands are not quantized",
                 "fix": "",
             }
         )
     return rows
+
+
+def _quantized(layer: Row) -> bool:
+    return layer["precision"] in {"int8", "float8"} or "weights" in layer
 
 
 def _row(one: Finding, ops: dict[str, str], after: set[tuple[str, str]]) -> dict[str, str]:

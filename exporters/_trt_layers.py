@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporters._onnx_macs import inferred, macs_of, shapes_of
-from exporters._trt_graph import MULTIPLYING, View
+from exporters._trt_graph import DEQUANTIZE, MULTIPLYING, View
+from exporters._trt_weights import weight_alone
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _TYPES = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "DOUBLE": "float64"}
+_VARIANTS = {"float8": "fp8", "int8": "int8", "int4": "int4", "bfloat16": "bf16", "float16": "fp16"}
 Row = dict[str, Any]
 
 
@@ -17,6 +19,8 @@ def layers(
     model: Any, dims: Mapping[str, int], requested: Sequence[Mapping[str, Any]]
 ) -> list[Row]:
     """A row a layer: name, op, precision, MACs of one sample (0 where not known), reason.
+
+    `precision` is what it multiplies in, `weights` what its weight is stored in where that differs.
 
     Args:
         model: in TensorRT's form.
@@ -30,25 +34,26 @@ def layers(
     for node in model.graph.node:
         if node.op_type not in MULTIPLYING | _RECURRENT:
             continue
-        integer = _in_integers(view, node)
-        rows.append(
-            {
-                "name": node.name,
-                "op": node.op_type,
-                "precision": "int8" if integer else types.get(node.output[0], "float32"),
-                "macs": int(macs_of(node, shapes) or 0),
-                "reason": "" if integer else why.get(node.name, ""),
-            }
-        )
+        number, alone = _number(view, node), weight_alone(view, node)
+        row = {
+            "name": node.name,
+            "op": node.op_type,
+            "precision": number or types.get(node.output[0], "float32"),
+            "macs": int(macs_of(node, shapes) or 0),
+            "reason": "" if number or alone else why.get(node.name, ""),
+        }
+        rows.append({**row, "weights": "int4"} if alone else row)
     return rows
 
 
-def _in_integers(view: View, node: Any) -> bool:
+def _number(view: View, node: Any) -> str:
+    """`int8` or `float8` where both operands are; else empty."""
     if node.op_type not in MULTIPLYING:
-        return False
-    right = node.input[1]
-    left = view.pair(node.input[0]) is not None
-    return left and (view.weight(right) is not None or view.pair(right) is not None)
+        return ""
+    left, right = view.pair(node.input[0]), view.maker(node.input[1], DEQUANTIZE)
+    if left is None or right is None:
+        return ""
+    return "float8" if view.kind(left).startswith("float8") else "int8"
 
 
 def _types(graph: Any) -> dict[str, str]:
@@ -61,9 +66,9 @@ def _types(graph: Any) -> dict[str, str]:
 
 
 def precision_of(rows: Sequence[Row]) -> str:
-    """The variant's name: `int8` or `fp16` where any layer is, else `fp32`."""
-    found = {row["precision"] for row in rows}
-    return "int8" if "int8" in found else "fp16" if "float16" in found else "fp32"
+    """The variant's name: the first of these types that any layer is in."""
+    found = {row["precision"] for row in rows} | {row.get("weights") for row in rows}
+    return next((name for kind, name in _VARIANTS.items() if kind in found), "fp32")
 
 
 def in_words(rows: Sequence[Row]) -> str:
@@ -71,7 +76,9 @@ def in_words(rows: Sequence[Row]) -> str:
     total = sum(row["macs"] for row in rows)
     shares: dict[str, int] = {}
     for row in rows:
-        shares[row["precision"]] = shares.get(row["precision"], 0) + row["macs"]
+        stored = f" with {row['weights']} weights" if "weights" in row else ""
+        kind = row["precision"] + stored
+        shares[kind] = shares.get(kind, 0) + row["macs"]
     if not total:
         return "no layer that multiplies, or shapes that cannot be inferred"
     ordered = sorted(shares.items(), key=lambda item: -item[1])

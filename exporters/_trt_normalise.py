@@ -71,6 +71,7 @@ def _quantized(model: Any) -> dict[str, int]:
         "constants computed from their stored form": weights.fold_storage,
         "quantized weights turned": weights.turn_weights,
         "pairs repeated in front of a layer": activations.in_front,
+        "INT4 weights given scales by block": weights.in_blocks,
         "constants written in float": weights.expand,
         "weights written as INT8 around 0": weights.signed,
         "batch norms folded into scales": weights.fold_norms,

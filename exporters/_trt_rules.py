@@ -17,6 +17,7 @@ import numpy as np
 from exporters._onnx_graph import STANDARD_DOMAINS, all_nodes, attribute, output_axis
 from exporters._trt_graph import ACTIVATIONS, CONVOLUTIONS, DEQUANTIZE, MULTIPLYING, QUANTIZE, View
 from exporters._trt_profiles import Shapes, shape_flag, without_range
+from exporters._trt_weights import weight_alone
 from runtimes.types import TensorSpec
 
 # Operators of ONNX that TensorRT's parser has no importer for (asked of TensorRT-RTX 1.7.1's).
@@ -181,6 +182,8 @@ def _range(view: View) -> Iterator[Finding]:
 
 def _both_sides(view: View) -> Iterator[Finding]:
     for node in view.nodes(*MULTIPLYING):
+        if weight_alone(view, node):
+            continue  # R20
         left, right = view.pair(node.input[0]), view.maker(node.input[1], DEQUANTIZE)
         if (left is None) == (right is None):
             continue
@@ -290,7 +293,29 @@ def _scalars(view: View) -> Iterator[Finding]:
             yield Finding("R18", "warning", node.name, text, "a scalar without dimensions")
 
 
+def _one_kind(view: View) -> Iterator[Finding]:
+    kinds = {node.name: view.kind(node) for node in view.nodes(QUANTIZE)}
+    if "int8" in kinds.values():
+        for name, kind in kinds.items():
+            if kind == "float8e4m3fn":
+                text = "FP8 in a model that has INT8 as well: nobody documents what becomes of both"
+                yield Finding("R19", "warning", name, text, "quantize all layers to one of them")
+
+
+def _four_bits(view: View) -> Iterator[Finding]:
+    for node, made, integers in _weights(view):
+        if view.kind(made) not in _FOUR_BITS:
+            continue
+        if not weight_alone(view, node):
+            text = "weights in 4 bits, which MatMul and Gemm of a matrix with floats alone multiply"
+            yield Finding("R20", "warning", node.name, text, "keep it in float, or use INT8")
+        elif attribute(made, "block_size", 0) in {0, max(integers.shape)}:
+            text = "a scale for all columns of a channel: INT4 is written out anew at every call"
+            fix = "scales by blocks of 128, 64, 32 or 16 columns"
+            yield Finding("R20", "warning", node.name, text, fix)
+
+
 _RULES: tuple[_Rule, ...] = (
     _constants, _zero_points, _types, _opset, _scales, _per_tensor, _axes, _range, _both_sides,
-    _biases, _activations, _norms, _groups, _residuals, _joined, _scalars,
+    _biases, _activations, _norms, _groups, _residuals, _joined, _scalars, _one_kind, _four_bits,
 )  # fmt: skip

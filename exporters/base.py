@@ -80,6 +80,8 @@ class QuantScheme:
         reduce_range: 7-bit weights, for x86 without VNNI (u8×s8 saturates in 16 bits).
         explicit: the engine takes Q/DQ pairs as orders: they stand only in front of what computes
             in integers, whose results and biases stay float.
+        numbers: what the engine multiplies in, of `int8` and `float8` (E4M3).
+        number: the one of them that is asked for.
     """
 
     weight_bits: int = 8
@@ -95,6 +97,8 @@ class QuantScheme:
     fused: FrozenSet[str] = frozenset()
     reduce_range: bool = False
     explicit: bool = False
+    numbers: FrozenSet[str] = frozenset({"int8"})
+    number: str = "int8"
 
     @property
     def weight_limit(self) -> int:

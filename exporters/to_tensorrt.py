@@ -23,6 +23,7 @@ from exporters._onnx_graph import load_model, opset_of, save_model, specs
 from exporters._onnx_opset import quantized_ops
 from exporters._rtx_check import in_a_sentence, proxy_check
 from exporters._rtx_compile import PACKAGES, wrong_capabilities
+from exporters._trt_bfloat16 import in_float32
 from exporters._trt_check import after_mending, check_rows, errors
 from exporters._trt_engine import build_here, versions_here
 from exporters._trt_layers import Row, in_words, layers
@@ -30,6 +31,7 @@ from exporters._trt_normalise import normalised
 from exporters._trt_profiles import BATCH, profile, ranges, shape_flag
 from exporters._trt_rules import findings
 from exporters._trt_target import bundle_target
+from exporters._trt_types import SMS, Needs, in_bfloat16, needs
 from exporters.base import (
     Context,
     Env,
@@ -44,7 +46,7 @@ from runtimes.base import Feeds, Outputs
 from runtimes.errors import BuildFailed, Unsupported
 from runtimes.types import Artifact, TensorSpec
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "tensorrt"
 NEEDS: frozenset[str] = frozenset()
@@ -73,12 +75,15 @@ class Options:
         sparsity: use kernels for weights with a 2:4 pattern, which `prune_pattern` makes.
         dla_core: build for this core of the deep-learning accelerator (Xavier, Orin), the GPU
             taking what it does not; experimental, and for fixed shapes.
-        sms: compute capabilities the bundle may be built on (87 is Orin, 110 is Thor).
+        sms: compute capabilities the bundle may be built on (87 is Orin, 110 is Thor); none given:
+            all that have its types (FP8 begins with 89, INT4 and BF16 with 80).
         least_db: SQNR that the engine's answers must have against ONNX Runtime's on the same file;
-            none given: 50 dB in FP32, 30 in FP16, 20 in INT8.
+            none given: 50 dB in FP32, 30 in FP16 (and with INT4 weights), 25 in BF16, 20 in INT8
+            and FP8.
         proxy: compute capabilities for which TensorRT-RTX, where it is installed, compiles the
             model: with TensorRT's own parser and without a GPU, but for none that a Jetson has.
-            What it refuses or runs in float is told; it decides nothing. Empty: not asked.
+            What it refuses or runs in float is told; it decides nothing. Those that lack the
+            model's types are left out. Empty: not asked.
     """
 
     workspace_bytes: int = 1 << 30
@@ -87,7 +92,7 @@ class Options:
     hardware_compatible: bool = False
     sparsity: bool = False
     dla_core: int | None = None
-    sms: tuple[int, ...] = bundle.SMS
+    sms: tuple[int, ...] | None = None
     least_db: float | None = None
     proxy: tuple[int, ...] = (86, 89)
 
@@ -107,7 +112,8 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     """
     found = errors(after_mending(source, context.shapes))
     wrong = wrong_capabilities(options.proxy)
-    return [*found, *_dla(source.inputs, options, context), *wrong]
+    lacking = needs(load_model(source.path)).refusals(options.sms or (), "sms")
+    return [*found, *_dla(source.inputs, options, context), *lacking, *wrong]
 
 
 def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
@@ -136,14 +142,16 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     model, notes = _brought(source, sizes)
     inputs, outputs = specs(model)
     found = findings(model, inputs, shapes)
-    if wrong := [*errors(found), *_dla(inputs, options, env.context)]:
+    asked = needs(model)
+    lacking = asked.refusals(options.sms or (), "sms")
+    if wrong := [*errors(found), *_dla(inputs, options, env.context), *lacking]:
         raise Unsupported("TensorRT does not take the model", wrong, where="to_tensorrt")
     save_model(model, env.work / bundle.MODEL)
     error, samples = _checked(source, inputs, env)
     dims = {**source.facts.get("dims", {}), **env.context.dims}
     rows = layers(model, dims, source.facts.get("requested", []))
     profiles = [profile(spec, shapes, inputs) for spec in inputs]
-    rtx = _proxy(env.work / bundle.MODEL, options, profiles, rows)
+    rtx = _proxy(env.work / bundle.MODEL, asked, options, profiles, rows)
     content = bundle.Content(
         inputs=profiles,
         outputs=[spec.to_json() for spec in outputs],
@@ -151,7 +159,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         checks=[*(one.to_json() for one in found), *_of_proxy(rtx)],
         opset=opset_of(model),
         builder=_builder(options),
-        sms=options.sms,
+        sms=options.sms or [sm for sm in SMS if sm >= (asked.sm or 0)],
+        least_sm=asked.sm,
         least_db=options.least_db,
         samples=samples,
         of_calibration="calibration" in env.data,
@@ -162,6 +171,8 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         notes += _built(env)
     facts = _facts(source, content, error, [*notes, *_said(content, options, inputs, shapes)])
     facts["model_files"] = bundle.model_files(env.work)
+    if (env.work / bundle.EMULATED).is_file():
+        facts["emulated"] = bundle.EMULATED
     if bounds := ranges(inputs, shapes):
         facts["bounds"] = {name: [low, high] for name, (low, _, high) in bounds.items()}
     made = Artifact.write(env.work, "tensorrt", bundle.MODEL, inputs, outputs, facts)
@@ -191,13 +202,19 @@ def _brought(source: Artifact, sizes: Mapping[str, int]) -> tuple[Any, list[str]
 
 
 def _proxy(
-    path: Path, options: Options, profiles: Sequence[Row], rows: Sequence[Row]
+    path: Path, asked: Needs, options: Options, profiles: Sequence[Row], rows: Sequence[Row]
 ) -> Row | None:
     """What TensorRT-RTX makes of the file; None where it is not to be asked."""
-    if not options.proxy:
+    lacking = asked.lack(options.proxy)
+    sms = [sm for sm in options.proxy if sm not in lacking]
+    if not sms:
         return None
     macs = {row["name"]: int(row["macs"]) for row in rows}
-    return proxy_check(path, options.proxy, profiles, macs)
+    found = proxy_check(path, sms, profiles, macs)
+    if lacking:
+        without = ", ".join(f"SM{sm}" for sm in lacking)
+        found["text"] += f"; {without} left out, which has no {asked.what}"
+    return found
 
 
 def _of_proxy(rtx: Row | None) -> list[dict[str, str]]:
@@ -220,7 +237,7 @@ def _builder(options: Options) -> dict[str, Any]:
 def _checked(source: Artifact, inputs: Sequence[TensorSpec], env: Env) -> tuple[Error, int]:
     """Write the reference, and hold it against the source; the error, and the number of samples."""
     feeds = _reference_feeds(inputs, env)
-    path = env.work / bundle.MODEL
+    path = _runnable(env.work / bundle.MODEL, env.work / bundle.EMULATED)
     try:
         got = _answers(path, feeds, env.context.threads)
     except ort_errors() as error:
@@ -230,9 +247,19 @@ def _checked(source: Artifact, inputs: Sequence[TensorSpec], env: Env) -> tuple[
         ) from error
     bundle.write_reference(env.work / bundle.REFERENCE, feeds, got)
     integers = quantized_ops(load_model(source.path))
-    want = _answers(source.path, feeds, env.context.threads)
+    before = _runnable(source.path, env.scratch / bundle.EMULATED)
+    want = _answers(before, feeds, env.context.threads)
     tolerance = float("inf") if integers else TOLERANCE  # grids may have changed: told, not judged
     return compare(want, got, tolerance, "to_tensorrt"), len(next(iter(feeds.values())))
+
+
+def _runnable(path: Path, emulated: Path) -> Path:
+    """The file, or what stands in for it where ONNX Runtime's CPU lacks its type."""
+    model = load_model(path)
+    if not in_bfloat16(model):
+        return path
+    save_model(in_float32(model), emulated)
+    return emulated
 
 
 def _answers(path: Path, feeds: Feeds, threads: int) -> Outputs:

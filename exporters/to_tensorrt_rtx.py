@@ -13,16 +13,18 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from exporters._onnx_graph import load_model
 from exporters._rtx_check import described, in_a_sentence
 from exporters._rtx_compile import FIX, PACKAGES, compile_plan, wrong_capabilities
 from exporters._trt_bundle import DESCRIPTION, MODEL
 from exporters._trt_check import after_mending, check_rows, errors
 from exporters._trt_target import bundle_target
+from exporters._trt_types import needs
 from exporters.base import Context, Env, Refusal, StepSpec, installed
-from runtimes.errors import BuildFailed
+from runtimes.errors import BuildFailed, Unsupported
 from runtimes.types import MANIFEST, Artifact
 
-REV = 1
+REV = 2
 ACCEPTS = frozenset({"tensorrt"})
 PRODUCES = "tensorrt_rtx"
 NEEDS: frozenset[str] = frozenset()
@@ -46,8 +48,8 @@ class Options:
 
     Attributes:
         compute_capabilities: of the cards: 75 (Turing), 80 and 86 (Ampere), 89 (Ada), 120 and 121
-            (Blackwell). One that cannot run the model fails the whole plan: FP8 wants 89 and later,
-            products in FP32 want 80.
+            (Blackwell). One that cannot run the model fails the whole plan: FP8 begins with 89,
+            INT4, BF16 and products in FP32 with 80.
         limit_s: the compiler is ended after so many seconds.
     """
 
@@ -68,7 +70,13 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     found = wrong_capabilities(options.compute_capabilities)
     if source.format not in ACCEPTS:
         found += errors(after_mending(source, context.shapes))
-    return found
+    return [*found, *_lacking(source, options)]
+
+
+def _lacking(source: Artifact, options: Options) -> list[Refusal]:
+    """Cards that lack a number type of the model's."""
+    asked = needs(load_model(source.path))
+    return asked.refusals(options.compute_capabilities, "compute_capabilities")
 
 
 def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
@@ -79,9 +87,13 @@ def check_quantized(source: Artifact, context: Context) -> list[dict[str, str]]:
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Copy the bundle and compile its model beside it.
 
-    Raises `BuildFailed` with every node that TensorRT-RTX refuses, and with every layer that is to
-    compute in INT8 and does not.
+    Raises:
+        Unsupported: for cards that lack a number type of the model's.
+        BuildFailed: with every node that TensorRT-RTX refuses, and with every layer that does not
+            compute in what the model asks for.
     """
+    if wrong := _lacking(source, options):
+        raise Unsupported("not for these cards", wrong, where="to_tensorrt_rtx")
     root = env.work
     shutil.copytree(source.root, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     bundle = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))

@@ -46,7 +46,8 @@ def open_session(artifact: Artifact, *, threads: int = 1, device: str = "CPU") -
     """Load `artifact`; `UsageError` on a device other than CPU, `BadArtifact` on a bad file.
 
     A TensorRT bundle's model runs pair by pair, as the file says: this CPU's integer kernels would
-    round, and some of them saturate, where TensorRT does not.
+    round, and some of them saturate, where TensorRT does not. One in BF16, of which this CPU has no
+    products, brings the file that stands in for it.
     """
     options = _options(threads)
     if artifact.format in _BUNDLES:
@@ -156,8 +157,9 @@ def _options(threads: int) -> Any:
 def _load(artifact: Artifact, options: Any, device: str) -> Any:
     if device.upper() != "CPU":
         raise UsageError("unknown device", where="onnxruntime", expected="CPU", got=device)
-    if not artifact.path.is_file():
-        raise BadArtifact("file is missing", where=str(artifact.path), fix="build it again")
+    path = artifact.root / artifact.facts.get("emulated", artifact.entry)
+    if not path.is_file():
+        raise BadArtifact("file is missing", where=str(path), fix="build it again")
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     failures = (
@@ -165,13 +167,9 @@ def _load(artifact: Artifact, options: Any, device: str) -> Any:
         state.NotImplemented, state.InvalidArgument, state.RuntimeException,
     )  # fmt: skip
     try:
-        return _engine().InferenceSession(
-            str(artifact.path), options, providers=["CPUExecutionProvider"]
-        )
+        return _engine().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
-        raise BadArtifact(
-            f"ONNX Runtime cannot load it: {error}", where=str(artifact.path)
-        ) from error
+        raise BadArtifact(f"ONNX Runtime cannot load it: {error}", where=str(path)) from error
 
 
 def _check_names(

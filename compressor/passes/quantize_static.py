@@ -36,6 +36,7 @@ class Options:
         smooth: SmoothQuant: outlier channels of a transformer's activations lend their range to the
             weights. `auto` applies it to the products whose rounding noise it lowers.
         exclude: node names (globs) to leave float in this step, beside the recipe's `keep`.
+        dtype: `int8`, or `float8` (E4M3, for TensorRT): ranges from `minmax`, never smoothed.
     """
 
     method: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
@@ -43,6 +44,7 @@ class Options:
     bias_correction: Literal["auto", "on", "off"] = "auto"
     smooth: Literal["auto", "on", "off"] = "auto"
     exclude: tuple[str, ...] = ()
+    dtype: Literal["int8", "float8"] = "int8"
 
 
 def tools() -> dict[str, str]:
@@ -52,13 +54,16 @@ def tools() -> dict[str, str]:
 
 def refusals(source: Artifact, options: Options, context: Context) -> list[Refusal]:
     """Why this model cannot be quantized: it is already, or holds nothing to quantize."""
+    from compressor.quantization import onnx_pass
+
+    if found := onnx_pass.number_refusals(options, context):
+        return found
     if source.format == "openvino":
         from compressor.quantization import openvino_static
 
         return openvino_static.refusals(source)
-    from compressor.quantization import onnx_pass
-
-    return onnx_pass.static_refusals(source, options.exclude, context)
+    scheme = onnx_pass.asked_scheme(options, context)
+    return onnx_pass.static_refusals(source, options.exclude, context, scheme)
 
 
 @one_blas_thread()
@@ -66,7 +71,7 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Quantize; raises `Unsupported` with a reason per node where nothing could be."""
     found = refusals(source, options, env.context)
     if found:
-        raise Unsupported("cannot be quantized to INT8", found, where="quantize_static")
+        raise Unsupported("cannot be quantized", found, where="quantize_static")
     if source.format == "openvino":
         from compressor.quantization import openvino_static
 

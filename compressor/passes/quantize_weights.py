@@ -44,8 +44,9 @@ class Options:
         blocks: weight or layer name → its `block`, over what that says.
         form: `folded` weights are expanded while the model loads; `computed` ones stay integers in
             memory and the engine multiplies with them, activations in INT8 by block (MatMulNBits
-            of ONNX Runtime, compressed weights of OpenVINO): MatMuls and Gemms whose columns
-            divide into blocks of `block` (0: 32, and 128 for OpenVINO).
+            of ONNX Runtime, compressed weights of OpenVINO) or in float (INT4 for TensorRT; 8 bits
+            stay float there): MatMuls and Gemms whose columns divide into blocks of `block` (0: 32;
+            for OpenVINO 128; for TensorRT the largest of 128, 64 and 32 that divides).
     """
 
     bits: Literal[8, 4] = 4

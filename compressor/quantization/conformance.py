@@ -14,6 +14,7 @@ import numpy as np
 
 from compressor.quantization.guards import fused, merged
 from compressor.quantization.onnx_index import Index, index
+from compressor.quantization.onnx_weights import float8
 from compressor.quantization.placement import WEIGHTED
 from exporters._onnx_graph import attribute, load_model, opset_of, output_axis
 from exporters._onnx_opset import PER_CHANNEL
@@ -87,6 +88,8 @@ class _Checks:
     ) -> None:
         self.graph, self.opset, self.scheme, self.floats = graph, opset, scheme, floats
         self.kind = np.dtype(np.int8 if scheme.activation_signed else np.uint8)
+        if scheme.number == "float8":
+            self.kind = float8()
         self.integer = {
             node.name
             for node in graph.graph.node
@@ -210,6 +213,11 @@ class _Checks:
 
     def _weight(self, node: Any, reader: Any, integers: Any) -> Iterator[Violation]:
         where, scheme = reader.name, self.scheme
+        if scheme.number == "float8":
+            if integers.dtype != self.kind:
+                yield Violation(where, "weight type", self.kind.name, integers.dtype.name)
+            yield from self._granularity(node, reader, integers.shape)
+            return
         zero, values = self._zero(node), integers.astype(np.int32)
         signed = integers.dtype.name in {"int8", "int4"}
         if signed != scheme.weight_signed:

@@ -24,13 +24,16 @@ from exporters._onnx_graph import (
     opset_of,
     save_model,
 )
-from exporters._onnx_opset import quantized_ops
+from exporters._onnx_opset import PER_CHANNEL, quantized_ops, upgrade_opset
 from exporters._schemes import ONNXRUNTIME
 from exporters.base import Context, Env, Keep, QuantScheme
 from runtimes.errors import Refusal, Unsupported
 from runtimes.types import Artifact
 
 _KNOWN_DOMAINS = STANDARD_DOMAINS | {MICROSOFT}
+_SPELLED = {"int8": "INT8", "float8": "FP8"}
+_OPSETS = {"int8": PER_CHANNEL, "float8": 19}
+_NEED = {"int8": "scales per channel", "float8": "Q and DQ of FP8"}
 
 
 def scheme_of(context: Context) -> QuantScheme:
@@ -60,44 +63,68 @@ def model_refusals(model: Any) -> list[Refusal]:
     ]
 
 
-def static_refusals(source: Artifact, exclude: tuple[str, ...], context: Context) -> list[Refusal]:
+def asked_scheme(options: Any, context: Context) -> QuantScheme:
+    """The target's scheme with the numbers that the step is to write."""
+    return replace(scheme_of(context), number=options.dtype)
+
+
+def static_refusals(
+    source: Artifact, exclude: tuple[str, ...], context: Context, scheme: QuantScheme | None = None
+) -> list[Refusal]:
     """Reasons why `quantize_static` will not take an ONNX artifact."""
-    model = load_model(source.path)
+    scheme = scheme or scheme_of(context)
+    model, opset = load_model(source.path), _OPSETS[scheme.number]
     found = model_refusals(model)
     if found:
         return found
-    if opset_of(model) < 13:
-        why = f"operator set {opset_of(model)}: scales per channel need 13"
-        return [Refusal("model", why, "export with operator set 13 or above")]
+    if opset_of(model) < opset and scheme.number != "int8":
+        model, _ = upgrade_opset(model, opset)
+    if opset_of(model) < opset:
+        why = f"operator set {opset_of(model)}: {_NEED[scheme.number]} need {opset}"
+        return [Refusal("model", why, f"export with operator set {opset} or above")]
     inside = branches(model)
-    _, _, plan = planned(model, scheme_of(context), keep_of(context, exclude))
+    _, _, plan = planned(model, scheme, keep_of(context, exclude))
     if plan.weights or inside:
         return []
-    why = "no layer can run in INT8"
+    why = f"no layer can run in {_SPELLED[scheme.number]}"
     reasons = [Refusal(name, reason) for name, reason in plan.reasons.items()]
     fix = "use quantize_weights, which stores the weights of float layers in integers"
     return [Refusal("model", why, fix), *reasons]
 
 
+def number_refusals(options: Any, context: Context) -> list[Refusal]:
+    """An engine without FP8, and searches for ranges that only integers gain by."""
+    scheme = asked_scheme(options, context)
+    if scheme.number not in scheme.numbers:
+        why = f"{context.target or 'a shared step'} multiplies in no {_SPELLED[scheme.number]}"
+        return [Refusal("dtype", why, "move it to a target that does (tensorrt), or drop it")]
+    if scheme.number == "float8" and options.method != "minmax":
+        why = f"{options.method} picks a range for evenly spaced integers, and FP8 is no such grid"
+        return [Refusal("method", why, "drop method")]
+    return []
+
+
 def run_static(source: Artifact, options: Any, env: Env) -> Artifact:
     """Quantize, check that it is a smaller drop-in, and write it with its facts."""
     model, samples = load_model(source.path), env.data["calibration"]
+    scheme = asked_scheme(options, env.context)
+    if scheme.number != "int8":
+        model, _ = upgrade_opset(model, _OPSETS[scheme.number])
     total = min(options.samples, len(samples))
     memory = held(model, env.context.dims, options.method, "onnxruntime")
     release()
     made = quantize(
         model,
-        scheme_of(env.context),
+        scheme,
         keep_of(env.context, options.exclude),
         lambda: batches(samples, source.inputs, options.samples, most=memory.samples),
         method=options.method,
         bias_correction=options.bias_correction != "off",
-        smoothing=options.smooth != "off",
+        smoothing=options.smooth != "off" and scheme.number == "int8",
         threads=env.context.threads,
         said=lambda text: env.progress(0.5, text),
         told=lambda done: env.progress(min(1.0, done / total), f"calibrated on {done} samples"),
     )
-    scheme = scheme_of(env.context)
     if not made.plan.weights:
         why = [Refusal(name, reason) for name, reason in made.plan.reasons.items()]
         raise Unsupported("no layer was quantized", why, where="quantize_static")
@@ -139,16 +166,16 @@ def _facts(
     import onnxruntime
 
     return {
-        "requested": requested(made),
-        "notes": [*source.facts.get("notes", []), integers(scheme), memory, *_notes(made)],
+        "requested": requested(made, scheme.number),
+        "notes": [*source.facts.get("notes", []), integers(scheme), memory, *_notes(made, scheme)],
         "quantization": {
             "tool": f"edge-compressor on onnxruntime {onnxruntime.__version__}",
             "method": options.method,
             "samples": made.statistics.samples,
             **convergence_facts(made.statistics.series, made.statistics.samples),
             "held_bytes": made.statistics.held_bytes,
-            "weights": "int8 per channel" if scheme.weight_per_channel else "int8 per tensor",
-            "activations": "int8" if scheme.activation_signed else "uint8",
+            "weights": f"{scheme.number} per {_each(scheme)}",
+            "activations": scheme.number if scheme.activation_signed else "uint8",
             "reduce_range": scheme.reduce_range,
         },
     }
@@ -163,12 +190,18 @@ def integers(scheme: QuantScheme, activations: str = "") -> str:
     activations = (
         activations or f"{'s' if scheme.activation_signed else 'u'}{scheme.activation_bits}"
     )
-    each = "channel" if scheme.weight_per_channel else "tensor"
+    each = _each(scheme)
+    if scheme.number == "float8":
+        return f"FP8 (E4M3): weights with a scale per {each}, activations with one per tensor"
     span = "7-bit weights: no VNNI" if scheme.reduce_range else "full range"
     return f"{INTEGERS}weights {weights} per {each}, activations {activations}, {span}"
 
 
-def requested(made: Quantized) -> list[dict[str, str]]:
+def _each(scheme: QuantScheme) -> str:
+    return "channel" if scheme.weight_per_channel else "tensor"
+
+
+def requested(made: Quantized, number: str = "int8") -> list[dict[str, str]]:
     """What was asked for, per node, with the reason where it is float."""
     rows = []
     for name, op in made.ops.items():
@@ -176,25 +209,22 @@ def requested(made: Quantized) -> list[dict[str, str]]:
             reason = made.plan.reasons[name]
             rows.append({"layer": name, "op": op, "requested": "float32", "reason": reason})
         elif name in made.plan.integer:
-            rows.append({"layer": name, "op": op, "requested": "int8", "reason": ""})
+            rows.append({"layer": name, "op": op, "requested": number, "reason": ""})
     return rows
 
 
-def _notes(made: Quantized) -> list[str]:
+def _notes(made: Quantized, scheme: QuantScheme) -> list[str]:
     seen = made.statistics
     converged = convergence_note(seen.series, seen.samples)
-    return [*converged, *smooth.note(made.smoothed), *_left_float(made)]
-
-
-def _left_float(made: Quantized) -> list[str]:
     left = {name: why for name, why in made.plan.reasons.items() if made.ops[name] in LAYERS}
-    return asked(len(made.plan.weights), left)
+    told = asked(len(made.plan.weights), left, _SPELLED[scheme.number])
+    return [*converged, *smooth.note(made.smoothed), *told]
 
 
-def asked(integer: int, left: Mapping[str, str]) -> list[str]:
-    """Notes on how many layers with weights were asked to run in INT8, or why some were not."""
+def asked(integer: int, left: Mapping[str, str], kind: str = "INT8") -> list[str]:
+    """Notes on how many layers with weights were asked to run in `kind`, or why some were not."""
     if not left:
-        return [f"all {integer} layers with weights were asked to run in INT8"]
+        return [f"all {integer} layers with weights were asked to run in {kind}"]
     by_reason: dict[str, list[str]] = {}
     for name, reason in left.items():
         by_reason.setdefault(reason, []).append(name)

@@ -25,7 +25,7 @@ from compressor.quantization.onnx_branches import (
     write_back,
 )
 from compressor.quantization.onnx_index import Index, Names, index
-from compressor.quantization.onnx_weights import dequantize, quantize_int8
+from compressor.quantization.onnx_weights import dequantize, quantize_weight
 from compressor.quantization.placement import Placement, place
 from compressor.quantization.placement_explicit import place_explicit
 from compressor.quantization.qdq import write_qdq
@@ -202,9 +202,7 @@ def _rounding_error(node: Any, tensor: Any, scheme: QuantScheme) -> Any:
 
     weight = onnx.numpy_helper.to_array(tensor)
     axis = output_axis(node, weight.ndim) if scheme.weight_per_channel else None
-    return weight - dequantize(
-        *quantize_int8(weight, axis, scheme.weight_limit, scheme.least_scale), axis
-    )
+    return weight - dequantize(*quantize_weight(weight, axis, scheme), axis)
 
 
 def correct_biases(

@@ -10,7 +10,7 @@ from compressor.quantization.calibration import batches, calibrate
 from compressor.quantization.keep import kept
 from compressor.quantization.onnx_find import Weight, find_weights, hoist_weights
 from compressor.quantization.onnx_index import Index, index
-from compressor.quantization.onnx_pass import require_smaller
+from compressor.quantization.onnx_pass import require_smaller, scheme_of
 from compressor.quantization.onnx_static import correct_biases, mean_axes, named_nodes
 from compressor.quantization.onnx_storage_write import (
     StorageWriter,
@@ -41,6 +41,7 @@ from runtimes.types import Artifact
 __all__ = ["Weight", "find_weights", "refusals", "run", "storage_note"]
 
 COMPUTED_BLOCK = 32
+_EXPLICIT_BLOCKS = (128, 64, 32)  # the largest that divides: what NVIDIA's quantizer takes, first
 # Rounds weights to 4 bits: by tensor name, the integers with their noise.
 # The last argument holds the size of blocks for those that have scales by block.
 Rounding = Callable[[Any, Index, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
@@ -53,6 +54,8 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
     stay = set(kept(named_nodes(model, nested=True), context.keep))
     hoist_weights(model, options.least)
     weights = _chosen(index(model), options, stay)
+    if beside_floats(options, context):
+        return _without_matrices(index(model), weights, options)
     if not weights:
         kind = "float weight" if options.bits == 8 else "float or INT8 weight"
         why = f"no {kind} of {options.least} values or more outside what `keep` names"
@@ -64,6 +67,31 @@ def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:
         )
         return [Refusal("model", why, f"export with operator set {OPSET}, or use bits: 8")]
     return []
+
+
+def beside_floats(options: Any, context: Context) -> bool:
+    """Are integers asked for that the engine multiplies with floats, as TensorRT does INT4?"""
+    return options.form == "computed" and scheme_of(context).explicit
+
+
+def _without_matrices(graph: Index, weights: Sequence[Weight], options: Any) -> list[Refusal]:
+    """Why TensorRT would multiply with no INT4 weight of these."""
+    if options.bits != 4 and not options.assign:
+        why = "TensorRT multiplies floats with integers of 4 bits, and 8 are asked for"
+        return [Refusal("bits", why, "bits: 4, or quantize_static for INT8")]
+    if any(_explicit_block(weight, graph, options) for weight in weights):
+        return []
+    why = "no MatMul or Gemm has a matrix whose columns divide into blocks"
+    return [Refusal("model", why, "blocks of 32 at least; or quantize_static for INT8")]
+
+
+def _explicit_block(weight: Weight, graph: Index, options: Any) -> int:
+    """Columns that share a scale where TensorRT multiplies with the weight; 0: it cannot."""
+    asked = asked_block(options, weight_names(weight))
+    found = (asked,) if asked else _EXPLICIT_BLOCKS
+    columns = weight.values.size // weight.values.shape[weight.axis]
+    fits = (b for b in found if columns > b and computable(weight, graph, b))
+    return next(fits, 0) if _bits(weight, options) == 4 else 0
 
 
 def _bits(weight: Weight, options: Any) -> int:
@@ -108,7 +136,7 @@ def run(
     hoist_weights(model, options.least)
     if any(_bits(w, options) == 4 for w in _chosen(index(model), options, stay)):
         model, _ = upgrade_opset(model)
-    store = _Store(model, stay, options, rounding)
+    store = _Store(model, stay, options, rounding, explicit=beside_floats(options, env.context))
     data = env.data.get("calibration")
     if data is not None and options.bias_correction:
         feeds = lambda: batches(data, source.inputs, options.samples)  # noqa: E731
@@ -133,13 +161,23 @@ def run(
 class _Store:
     """The rounding of every chosen weight, and how it is written into the graph."""
 
-    def __init__(self, model: Any, stay: set[str], options: Any, rounding: Rounding) -> None:
-        self.model, self.options = model, options
+    def __init__(
+        self,
+        model: Any,
+        stay: set[str],
+        options: Any,
+        rounding: Rounding,
+        *,
+        explicit: bool = False,
+    ) -> None:
+        self.model, self.options, self.explicit = model, options, explicit
         self.graph = index(model)
         found = find_weights(self.graph, options.least, stay)
         self.known = [name for weight in found for name in weight_names(weight)]
         bits = {w.tensor.name: _bits(w, options) for w in found}
         self.weights = [w for w in found if bits[w.tensor.name] != 32]
+        if explicit:
+            self.weights = [w for w in found if _explicit_block(w, self.graph, options)]
         four = [w for w in self.weights if bits[w.tensor.name] == 4]
         self.computed: set[str] = set()
         blocks = self._blocks()
@@ -148,6 +186,8 @@ class _Store:
         noise = [Tensor(w.tensor.name, w.values.size, made[w.tensor.name].noise) for w in free]
         for name in keep_in_8_bits(noise, options.share):
             del made[name]
+        if explicit:  # which multiplies floats with 4 bits alone
+            self.weights = [w for w in self.weights if w.tensor.name in made]
         for weight in self.weights:
             if weight.tensor.name not in made:
                 name = weight.tensor.name
@@ -161,7 +201,10 @@ class _Store:
         for weight in self.weights:
             name, block = weight.tensor.name, asked_block(self.options, weight_names(weight))
             size = block or COMPUTED_BLOCK
-            if self.options.form == "computed" and computable(weight, self.graph, size):
+            if self.explicit:
+                self.computed.add(name)
+                found[name] = _explicit_block(weight, self.graph, self.options)
+            elif self.options.form == "computed" and computable(weight, self.graph, size):
                 self.computed.add(name)
                 found[name] = size
             elif blockable(weight, block):
@@ -186,7 +229,8 @@ class _Store:
 
     def write(self) -> None:
         """Put the integers into the graph and drop what they replace."""
-        StorageWriter(self.model, self.graph).write(self.weights, self.made, self.computed)
+        writer = StorageWriter(self.model, self.graph, explicit=self.explicit)
+        writer.write(self.weights, self.made, self.computed)
 
     def facts(self) -> dict[str, Any]:
         """Bits by weight, and the share of values stored in 4."""

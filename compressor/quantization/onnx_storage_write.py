@@ -91,8 +91,8 @@ def dequantized(stored: Rounded, axis: int) -> Any:
 class StorageWriter:
     """Puts integers into a graph and drops what they replace."""
 
-    def __init__(self, model: Any, graph: Index) -> None:
-        self.model, self.graph = model, graph
+    def __init__(self, model: Any, graph: Index, *, explicit: bool = False) -> None:
+        self.model, self.graph, self.explicit = model, graph, explicit
         self.names = Names(*graphs(model.graph))
         self.replaced: dict[str, str] = {}
 
@@ -110,7 +110,8 @@ class StorageWriter:
         for weight in weights:
             stored = made[weight.tensor.name]
             if weight.tensor.name in computed and stored.bits != 16:
-                first += self._computed_form(weight, stored)
+                form = self._explicit_form if self.explicit else self._computed_form
+                first += form(weight, stored)
             elif self._looked_up(weight, stored):
                 self._lookup_form(weight, stored, before)
             elif weight.dequantize is None:
@@ -215,6 +216,22 @@ class StorageWriter:
                 node.attribute.append(onnx.helper.make_attribute(name, value))
         import_microsoft(self.model)
         return nodes
+
+    def _explicit_form(self, weight: Weight, stored: Rounded) -> list[Any]:
+        """INT4 and a DequantizeLinear by block, which TensorRT multiplies with as they are."""
+        import onnx
+
+        across = 1 - weight.axis
+        scale = stored.scale.T if across == 0 else stored.scale
+        inputs = [
+            self._tensor(weight, stored, weight.values.shape),
+            self.array("ws", np.ascontiguousarray(scale.astype(np.float32))),
+        ]
+        made = self.names.new("w")
+        for use in weight.uses:
+            use.node.input[use.port] = made
+        more = {"axis": across, "block_size": stored.block}
+        return [onnx.helper.make_node("DequantizeLinear", inputs, [made], **more)]
 
     def _looked_up(self, weight: Weight, stored: Rounded) -> bool:
         """Do its readers look up integers? Scales of blocks fit no rows."""

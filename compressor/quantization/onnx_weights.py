@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.base import QuantScheme
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int8]
+FLOAT8_LARGEST = 448.0  # of E4M3, which has no infinity
 
 # The last candidate clips nothing; below 0.4 of the largest weight no layer ever gained.
 _CLIPS = np.linspace(0.4, 1.0, 49)
@@ -26,12 +29,33 @@ def quantize_int8(
 
     Returns the integers in [-limit, limit] and the scales (rank 1, or rank 0 for one).
     """
+    scale = _of_peaks(weight, axis, limit, least)
+    integers = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+    return integers, scale.reshape(()) if axis is None else scale.reshape(-1)
+
+
+def float8() -> Any:
+    """The numpy type of E4M3 without infinities."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+def quantize_weight(weight: Floats, axis: int | None, scheme: QuantScheme) -> tuple[Any, Floats]:
+    """The 8-bit numbers that `scheme` multiplies in, and their scales, as `quantize_int8`."""
+    if scheme.number == "int8":
+        return quantize_int8(weight, axis, scheme.weight_limit, scheme.least_scale)
+    scale = _of_peaks(weight, axis, FLOAT8_LARGEST, scheme.least_scale)
+    values = np.clip(weight / scale, -FLOAT8_LARGEST, FLOAT8_LARGEST).astype(float8())
+    return values, scale.reshape(()) if axis is None else scale.reshape(-1)
+
+
+def _of_peaks(weight: Floats, axis: int | None, limit: float, least: float) -> Floats:
+    """Scales with which the largest magnitudes become `limit`."""
     peak = np.abs(weight).max(axis=_others(weight.ndim, axis), keepdims=True)
     scale = (peak / limit).astype(np.float32)
     scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1.0))
-    scale = np.maximum(scale, np.float32(least))
-    integers = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
-    return integers, scale.reshape(()) if axis is None else scale.reshape(-1)
+    return np.maximum(scale, np.float32(least))
 
 
 def quantize_int4(weight: Floats, axis: int) -> tuple[Ints, Floats]:

@@ -16,7 +16,7 @@ import numpy as np
 from compressor.quantization.calibration import Range
 from compressor.quantization.guards import GUARD, guarded
 from compressor.quantization.onnx_index import Index, Names, take_over_names
-from compressor.quantization.onnx_weights import quantize_int8
+from compressor.quantization.onnx_weights import FLOAT8_LARGEST, float8, quantize_weight
 from compressor.quantization.placement import Placement, gate_factors
 from exporters._onnx_graph import drop_dead_weights, graphs, output_axis, replace
 from exporters.base import QuantScheme
@@ -27,12 +27,14 @@ class Grid:
     """Scale and zero point of one activation."""
 
     scale: np.float32
-    zero: np.integer[Any]
+    zero: Any
 
 
 def grid(bounds: Range, scheme: QuantScheme) -> Grid:
     """The 8-bit grid over `bounds`, which is widened to hold 0 exactly."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if scheme.number == "float8":
+        return Grid(_scale(max(-low, high) / FLOAT8_LARGEST), float8().type(0))
     kind = np.int8 if scheme.activation_signed else np.uint8
     bottom, top = int(np.iinfo(kind).min), int(np.iinfo(kind).max)
     if scheme.activation_symmetric:
@@ -97,7 +99,7 @@ def write_qdq(
 ) -> None:
     """Change `model` (which `graph` indexes) in place as `plan` says.
 
-    Float weights of integer nodes are replaced by their 8-bit integers; nothing is kept twice.
+    Float weights of integer nodes are replaced by their 8-bit numbers; nothing is kept twice.
     """
     writer = _Writer(model.graph, scheme)
     fixed = {n.output[0]: _gate_grid(scheme) for n in model.graph.node if n.name in plan.gates}
@@ -165,9 +167,9 @@ def _weight(
     if (tensor.name, axis) in dequantized:
         node.input[1] = dequantized[tensor.name, axis]
         return []
-    limit, least = writer.scheme.weight_limit, writer.scheme.least_scale
     per_channel = axis if writer.scheme.weight_per_channel else None
-    integers, scale = quantize_int8(onnx.numpy_helper.to_array(tensor), per_channel, limit, least)
+    values = onnx.numpy_helper.to_array(tensor)
+    integers, scale = quantize_weight(values, per_channel, writer.scheme)
     inputs = [writer.replacement(tensor.name, integers), writer.value("ws", scale)]
     if node.op_type == "Gemm" and not writer.scheme.explicit:  # QGemm alone insists on a zero point
         inputs.append(writer.value("wz", np.zeros(scale.shape, np.int8)))

@@ -74,7 +74,7 @@ def _precision(row: Mapping[str, Any]) -> str:
 
 
 def count(layers: Sequence[Layer], wanted: Iterable[Mapping[str, Any]]) -> Dict[str, Any]:
-    """Layers by precision, reformats, and which of the nodes `wanted` in int8 run in float.
+    """Layers by precision, reformats, and which of the nodes `wanted` in 8 bits run in float.
 
     A node that no layer names was folded or renamed by the builder: it is listed as not found.
     """
@@ -86,8 +86,9 @@ def count(layers: Sequence[Layer], wanted: Iterable[Mapping[str, Any]]) -> Dict[
     for layer in computing:
         for node in layer.nodes:
             ran.setdefault(node, []).append(layer.precision)
-    names = [str(row["name"]) for row in wanted if row.get("precision") == "int8"]
-    fell = [name for name in names if name in ran and "int8" not in ran[name]]
+    kinds = {str(row["name"]): str(row.get("precision")) for row in wanted}
+    names = [name for name, kind in kinds.items() if kind in ("int8", "float8")]
+    fell = [name for name in names if name in ran and kinds[name] not in ran[name]]
     return {
         **found,
         "on_dla": sum("dla" in layer.kind.lower() for layer in layers),
