@@ -266,7 +266,8 @@ class _Planner:
         module = load_step(spec.name, where)
         if spec.name == SEARCH and context.target:
             minutes = (self.recipe.minutes or 0) / (len(self.recipe.targets) + 1)
-            least = module.Options().min_reduction
+            explicit = context.scheme is not None and context.scheme.explicit
+            least = HALF_THE_BYTES if explicit else module.Options().min_reduction
             limits = search_limits(self._gates(context.target), least, minutes)
             spec = StepSpec(spec.name, {**limits, **spec.options})
         options = parse_options(spec, where)
@@ -322,6 +323,7 @@ class _Planner:
 
 
 SEARCH = "quantize_mixed"
+HALF_THE_BYTES = 0.5  # what half precision saves, the next rung of an engine without 4-bit storage
 
 
 def search_limits(gates: Sequence[Gate], min_reduction: float, minutes: float) -> dict[str, Any]:

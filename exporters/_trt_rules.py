@@ -221,8 +221,10 @@ def _norms(view: View) -> Iterator[Finding]:
 def _groups(view: View) -> Iterator[Finding]:
     for node in view.nodes("Conv"):
         groups = attribute(node, "group", 1)
-        if groups > 1 and view.pair(node.input[0]) is not None:
-            text = f"{groups} groups in INT8: FP16 may be as fast, time both on the device"
+        pair = view.pair(node.input[0])
+        if groups > 1 and pair is not None:
+            kind = "INT8" if view.kind(pair) == "int8" else "8 bits"
+            text = f"{groups} groups in {kind}: FP16 may be as fast, time both on the device"
             yield Finding("R14", "note", node.name, text)
 
 

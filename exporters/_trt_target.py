@@ -7,6 +7,7 @@ from exporters.base import Rung, StepSpec, Target
 
 _CLEAN = StepSpec("to_onnxruntime")
 _INT8 = StepSpec("quantize_static")
+_MIXED = StepSpec("quantize_mixed")
 _HALF = StepSpec("cast_half", {"compute": "half"})
 # Roundings that half precision flips add up to more noise than half precision itself has.
 _REST = StepSpec("cast_half", {"compute": "half", "least_db": 20.0}, optional=True)
@@ -22,6 +23,7 @@ def bundle_target(name: str, *steps: StepSpec) -> Target:
         half_twin=(_HALF, *steps),
         ladder=(
             Rung("int8", (_CLEAN, _INT8, _REST, *steps)),
+            Rung("mixed", (_CLEAN, _MIXED, _REST, *steps)),
             Rung("half", (_CLEAN, _HALF, *steps)),
         ),
         scheme=_schemes.TENSORRT,

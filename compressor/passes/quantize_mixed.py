@@ -18,7 +18,7 @@ from exporters.base import Context, Env, StepSpec, where_installed
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 9
+REV = 10
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})
@@ -35,7 +35,8 @@ class Options:
             attempt keeps it with half of that, or with a 95 % bound of four fifths.
         min_sqnr_db: signal over noise that the outputs keep on selection data; an attempt keeps
             half a decibel more.
-        speed: leave layers float whose INT8 kernel is measured to be no faster.
+        speed: leave layers float whose INT8 kernel is measured to be no faster; nothing is timed
+            for TensorRT, whose engine runs on a board, and whose layers are INT8 or float.
         dynamic: let LSTMs whose weights are integers run in dynamic INT8 where the engine can.
         samples: measure each layer's damage on this many; on fewer where that takes minutes.
         minutes: end the search after about this long with the best found; None: no limit.
@@ -95,7 +96,10 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
         "builds": len(search.tried),
         "selection_drop": best.trial.drop,
     }
-    return _write(best.artifact, env, facts, _notes(best.assign), timed=search.timed)
+    notes = _notes(best.assign)
+    if env.context.scheme is not None and env.context.scheme.explicit:
+        notes.append("chosen by accuracy and size alone: no layer was timed")
+    return _write(best.artifact, env, facts, notes, timed=search.timed)
 
 
 def _notes(assign: Mapping[str, str]) -> list[str]:

@@ -46,7 +46,7 @@ class Options:
             memory and the engine multiplies with them, activations in INT8 by block (MatMulNBits
             of ONNX Runtime, compressed weights of OpenVINO) or in float (INT4 for TensorRT; 8 bits
             stay float there): MatMuls and Gemms whose columns divide into blocks of `block` (0: 32;
-            for OpenVINO 128; for TensorRT the largest of 128, 64 and 32 that divides).
+            for OpenVINO 128; for TensorRT the largest of 128, 64, 32 and 16 that does).
     """
 
     bits: Literal[8, 4] = 4

@@ -41,7 +41,12 @@ from runtimes.types import Artifact
 __all__ = ["Weight", "find_weights", "refusals", "run", "storage_note"]
 
 COMPUTED_BLOCK = 32
-_EXPLICIT_BLOCKS = (128, 64, 32)  # the largest that divides: what NVIDIA's quantizer takes, first
+_EXPLICIT_BLOCKS = (
+    128,
+    64,
+    32,
+    16,
+)  # the largest that divides: what NVIDIA's quantizer takes, first
 # Rounds weights to 4 bits: by tensor name, the integers with their noise.
 # The last argument holds the size of blocks for those that have scales by block.
 Rounding = Callable[[Any, Index, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
@@ -82,7 +87,7 @@ def _without_matrices(graph: Index, weights: Sequence[Weight], options: Any) -> 
     if any(_explicit_block(weight, graph, options) for weight in weights):
         return []
     why = "no MatMul or Gemm has a matrix whose columns divide into blocks"
-    return [Refusal("model", why, "blocks of 32 at least; or quantize_static for INT8")]
+    return [Refusal("model", why, "blocks of 16 at least; or quantize_static for INT8")]
 
 
 def _explicit_block(weight: Weight, graph: Index, options: Any) -> int:

@@ -73,6 +73,11 @@ class Found:
     trial: Trial
     damage: float
 
+    @property
+    def size_bytes(self) -> int:
+        """Of what would ship."""
+        return self.trial.size_bytes
+
 
 @dataclass
 class Search:
@@ -113,7 +118,7 @@ class Search:
         )
         allowed = {g.name: g.options for g in self.table.groups}
         times: Times = {}
-        if self.options.speed and any(INTEGER & set(o) for o in allowed.values()):
+        if self._times_layers and any(INTEGER & set(o) for o in allowed.values()):
             allowed, times = self._what_is_faster(allowed)
         sizes = {
             (g.name, o): self.bench.size_bytes(g, o) for g in self.table.groups for o in OPTIONS
@@ -126,6 +131,12 @@ class Search:
             what = f"no mixed precision could be built: {reasons}"
             raise Unsupported(what, [], where="quantize_mixed")
         return best
+
+    @property
+    def _times_layers(self) -> bool:
+        """Engines that take pairs as orders run on boards; what this machine runs says nothing."""
+        scheme = self.env.context.scheme
+        return bool(self.options.speed) and not (scheme is not None and scheme.explicit)
 
     def _require_room(self) -> None:
         """What the weights alone break in their fewest bits needs no measuring."""
@@ -146,7 +157,7 @@ class Search:
             if not kept:
                 raise
             self.timed = True
-            return min(kept, key=lambda found: found.artifact.size_bytes)
+            return min(kept, key=lambda found: found.size_bytes)
 
     def _descend(self, options: list[Cell]) -> Found | None:
         """The coarsest assignment that keeps accuracy on selection data, within the size.
@@ -158,7 +169,7 @@ class Search:
         best: Found | None = None
         for _ in range(_REPLANS):
             best = self._bisect(self._plans(options, room), options)
-            over = [f.artifact.size_bytes - self.limit_bytes for f in self.tried]
+            over = [f.size_bytes - self.limit_bytes for f in self.tried]
             if best is not None or not any(x > 0 for x in over) or not self.budget.left():
                 break
             room -= max(over)
@@ -183,7 +194,7 @@ class Search:
     def _keeps(self, found: Found) -> bool:
         """Within the size, and far enough from the limit to hold on samples it has not seen."""
         drop, upper, most = found.trial.drop, found.trial.upper, self.options.max_drop
-        if drop is None or found.artifact.size_bytes > self.limit_bytes:
+        if drop is None or found.size_bytes > self.limit_bytes:
             return False
         clean, kept = self.options.min_sqnr_db, found.trial.sqnr_db
         if clean is not None and kept is not None and kept < clean + _DB_MORE:
@@ -193,8 +204,8 @@ class Search:
     def _misses(self, found: Found) -> tuple[bool, float, int]:
         """How far off an attempt is: too large first, then by what it loses."""
         drop = found.trial.drop
-        large = found.artifact.size_bytes > self.limit_bytes
-        return large, float("inf") if drop is None else drop, found.artifact.size_bytes
+        large = found.size_bytes > self.limit_bytes
+        return large, float("inf") if drop is None else drop, found.size_bytes
 
     def _plans(self, options: list[Cell], room: int) -> list[Assignment]:
         """Assignments from the coarsest to the most careful, all within the size."""
@@ -214,7 +225,7 @@ class Search:
         found = self._try(coarse, options) if coarse is not None else None
         if found is None or coarse is None:
             return int(0.02 * self.source.size_bytes)
-        return max(0, found.artifact.size_bytes - total_bytes(options, coarse))
+        return max(0, found.size_bytes - total_bytes(options, coarse))
 
     def _try(self, assign: Assignment, options: list[Cell]) -> Found | None:
         """Build and score an assignment, once."""

@@ -86,6 +86,8 @@ class OnnxBench:
         integer = all(n in self.plan.weights for n in layers)
         blocks = any(w.tensor.name in self._in_blocks for w in weights)
         options = options_of(elements, integer=integer, blocks=blocks)
+        if self.scheme.explicit:  # what is stored in fewer bits would be written out
+            options = tuple(o for o in options if o in {FLOAT, "int8"})
         return Group(name, weights[0].node.op_type, layers, elements, options)
 
     @property
@@ -104,6 +106,8 @@ class OnnxBench:
 
     def _bytes(self, weight: Weight, option: str) -> int:
         elements, channels = int(weight.values.size), int(weight.values.shape[weight.axis])
+        if self.scheme.explicit and option == FLOAT:
+            option = "half"  # as the rest of its list writes it
         if option == BLOCKS and weight.tensor.name in self._in_blocks:
             return stored_bytes(elements, 2 * elements // BLOCK, option)  # scales in half precision
         return stored_bytes(elements, 4 * channels, option)

@@ -87,10 +87,8 @@ def test_an_attempt_keeps_its_distance_from_the_limit(
     options = load_step("quantize_mixed").Options(max_drop=0.01)
     search = Search(nothing, nothing, nothing, options, Budget(None), limit_bytes=100)
     artifact: Any = SimpleNamespace(size_bytes=100)
-    found = Found({}, artifact, Trial(1.0, 100, drop, upper), 0.0)
-    assert search._keeps(found) is keeps
-    artifact.size_bytes = 101
-    assert not search._keeps(found)
+    assert search._keeps(Found({}, artifact, Trial(1.0, 100, drop, upper), 0.0)) is keeps
+    assert not search._keeps(Found({}, artifact, Trial(1.0, 101, drop, upper), 0.0))
 
 
 @pytest.mark.parametrize(("db", "keeps"), [(15.6, True), (15.4, False), (None, True)])
