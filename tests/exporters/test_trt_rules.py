@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, checker
@@ -48,8 +49,9 @@ def plain(**pair: Any) -> ModelProto:
 
 def legal() -> Iterator[tuple[str, ModelProto]]:
     """A model for each rule that keeps it."""
-    for rule in ("R02", "R03", "R04", "R05", "R06", "R07", "R08", "R09", "R18"):
+    for rule in ("R02", "R03", "R04", "R05", "R06", "R07", "R08", "R09", "R18", "R19"):
         yield rule, plain()
+    yield "R20", four_bits(block=4)
     net = Quantized(0)
     yield "R01", net.done(net.op("Softmax", "image", name="softmax"))
     net = Quantized(0)
@@ -147,6 +149,26 @@ def grouped() -> ModelProto:
     return net.done(x)
 
 
+def two_kinds() -> ModelProto:
+    net = Quantized(0)
+    x = net.layer("image", "conv")
+    scale, zero = net.constant("s", 0.05), net.constant("z", 0, ml_dtypes.float8_e4m3fn)
+    q = net.op("QuantizeLinear", x, scale, zero, name="fp8")
+    return net.done(net.op("DequantizeLinear", q, scale, zero, name="dq"))
+
+
+def four_bits(block: int = 0, kind: str = "MatMul") -> ModelProto:
+    """A product of floats with INT4 weights, in blocks or with a scale for each channel."""
+    net = Quantized(0)
+    matrix = kind == "MatMul"
+    shape, axis = ((8, 8), 0 if block else 1) if matrix else ((4, 4, 1, 1), 0)
+    scales = np.ones((8 // block, 8) if block else shape[axis]) * 0.05
+    net.constant("w", net.rng.integers(-7, 8, shape), ml_dtypes.int4)
+    more = {"block_size": block} if block else {}
+    w = net.op("DequantizeLinear", "w", net.constant("w.s", scales), name="w.dq", axis=axis, **more)
+    return net.done(net.op(kind, "image", w, name="layer"))
+
+
 ILLEGAL: dict[str, tuple[Callable[[], ModelProto], str, str]] = {
     # rule: model, the level, the node that is named
     "R01": (integer_operator, "error", "conv"),
@@ -166,6 +188,8 @@ ILLEGAL: dict[str, tuple[Callable[[], ModelProto], str, str]] = {
     "R15": (lambda: residual("float"), "warning", "add"),
     "R16": (lambda: joined(0.07), "warning", "join"),
     "R18": (lambda: plain(scale=[0.05], zero=[0]), "warning", "conv.q"),
+    "R19": (two_kinds, "warning", "fp8"),
+    "R20": (four_bits, "warning", "layer"),
 }
 
 
@@ -192,6 +216,11 @@ def test_a_pair_on_the_branch_of_a_residual_add_is_named():
     found = [one for one in findings(residual("branch")) if one.rule == "R15"]
     assert [one.node for one in found] == ["add"]
     assert "conv" in found[0].text
+
+
+def test_convolutions_multiply_with_no_weights_in_4_bits():
+    found = [one for one in findings(four_bits(kind="Conv")) if one.rule == "R20"]
+    assert [(one.node, one.fix) for one in found] == [("layer", "keep it in float, or use INT8")]
 
 
 def test_a_free_dimension_needs_a_range_and_the_flag_is_spelled_out():

@@ -260,15 +260,15 @@ def test_a_stored_artifact_conforms_and_so_do_its_weights_in_four_bits(tmp_path)
 
 def test_a_writer_that_breaks_its_scheme_fails_the_build(tmp_path, monkeypatch) -> None:
     from compressor.quantization import qdq
-    from compressor.quantization.onnx_weights import quantize_int8
+    from compressor.quantization.onnx_weights import quantize_weight
 
     given = prepared(tmp_path, "mlp")
 
     def spoiled(*given):
-        integers, scale = quantize_int8(*given)
+        integers, scale = quantize_weight(*given)
         return integers - 1, scale
 
-    monkeypatch.setattr(qdq, "quantize_int8", spoiled)
+    monkeypatch.setattr(qdq, "quantize_weight", spoiled)
     with pytest.raises(BuildFailed, match=r"fc1: weight range: expected ±127, found 128"):
         apply(tmp_path, given, "quantize_static")
 
