@@ -18,7 +18,7 @@ from exporters.base import Context, Env
 from runtimes.errors import Refusal
 from runtimes.types import Artifact
 
-REV = 6
+REV = 7
 ACCEPTS = frozenset({"onnx", "onnxruntime", "openvino"})
 PRODUCES = "same"
 NEEDS = frozenset({"calibration"})

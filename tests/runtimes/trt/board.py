@@ -115,10 +115,8 @@ def fake_machine() -> Path:
     source, library = HERE / "fake_cuda.c", root / "lib" / "libcuda.so.1"
     library.parent.mkdir()
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    package = root / "python" / "tensorrt"
-    package.mkdir(parents=True)
-    shutil.copyfile(HERE / "fake_tensorrt.py", package / "__init__.py")
-    shutil.copyfile(HERE / "names.json", package / "names.json")
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(HERE / "fake_tensorrt", root / "python" / "tensorrt", ignore=skip)
     return root
 
 

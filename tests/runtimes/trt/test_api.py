@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib
 import signal
+import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,13 +25,10 @@ SPEC = {"name": "image", "min": [1, 1, 28, 28], "opt": [4, 1, 28, 28], "max": [8
 
 def fake(version: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("FAKE_TENSORRT", version)
-    path = board.HERE / "fake_tensorrt.py"
-    spec = importlib.util.spec_from_file_location("fake_tensorrt", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    monkeypatch.syspath_prepend(str(board.HERE))
+    for name in [n for n in sys.modules if n.partition(".")[0] == "fake_tensorrt"]:
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module("fake_tensorrt")
 
 
 def parsed(trt: Any, tmp_path: Path, model: Any = None) -> tuple[Any, Any, Any, api.Log]:
@@ -117,7 +114,7 @@ def test_the_stand_in_refuses_what_the_real_one_does(
         ("8.6", [], "requires the INT8 flag"),
     ):
         trt = fake(version, monkeypatch)
-        monkeypatch.setattr(trt, "_driver", lambda: object())
+        monkeypatch.setattr(trt, "driver", lambda: object())
         builder, network, config, log = parsed(trt, tmp_path, board.quantized_convnet())
         api.add_profile(network, config, builder, [SPEC])
         for name in flags:
@@ -137,7 +134,7 @@ def test_a_cache_of_another_version_is_replaced(monkeypatch: pytest.MonkeyPatch)
     config = trt.IBuilderConfig()
     assert _use_cache(config, None) == []
     assert config.get_timing_cache() is None
-    path = board.HERE / "names.json"  # a file that is no cache
+    path = board.HERE / "fake_tensorrt" / "names.json"  # a file that is no cache
     assert _use_cache(config, str(path)) == [
         "timing.cache is of another version or GPU: timed anew"
     ]
