@@ -92,7 +92,7 @@ def test_the_bundle_alone_on_a_board(bundle: Path, tmp_path: Path) -> None:
     assert told == {"0 live, 0 contexts", "graphs were launched"}
 
 
-@pytest.mark.parametrize("version", ["8.6", "10.16", "11.4"])
+@pytest.mark.parametrize("version", ["8.6", "11.4"])
 def test_other_versions(
     version: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ BAD = {
     "memory runs out": ("", [], {"FAKE_MEMORY": "1"}, 5, "too little memory to build"),
     "no profile": ("profile", [], {}, 5, "free dimensions without a profile"),
     "refused operator": ("parse", [], {}, 5, "bad.conv (QLinearConv)"),
-    "slow build": ("", ["--time-limit", "2"], {"FAKE_SLOW_S": "60"}, 5, "longer than 2 s"),
+    "slow build": ("", ["--time-limit", "1"], {"FAKE_SLOW_S": "60"}, 5, "longer than 1 s"),
     "no engine": ("", ["--no-build"], {}, 2, "no engine yet"),
 }
 
@@ -275,9 +275,10 @@ def test_an_engine_from_elsewhere(
     result = run(root, monkeypatch, "--no-build", **machine)
     assert result["exit_code"] == code
     assert words in result["reason"]
-    result = run(root, monkeypatch, **machine)
-    assert result["exit_code"] == 0
-    assert any(words in note for note in result["notes"])
+    if what == "another GPU":  # built again where that is allowed
+        result = run(root, monkeypatch, **machine)
+        assert result["exit_code"] == 0
+        assert any(words in note for note in result["notes"])
 
 
 def test_a_plan_that_the_library_refuses(
@@ -293,7 +294,7 @@ def test_a_plan_that_the_library_refuses(
     assert "the engine cannot be loaded" in result["reason"]
 
 
-@pytest.mark.parametrize("version", ["8601", "100300", "110400"])
+@pytest.mark.parametrize("version", ["100300", "110400"])
 def test_through_trtexec(
     version: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,43 +104,48 @@ answer(rows=[[r.layer, r.precision, list(r.layers), list(r.beside)] for r in row
 
 
 REFUSED = {
-    "no driver": ("rt_tensorrt.open_session(artifact)", {"LD_LIBRARY_PATH": ""}, 4, "NVIDIA GPU"),
-    "another GPU": ("rt_tensorrt.open_session(artifact)", {"FAKE_SM": "86"}, 4, "another GPU"),
-    "another version": (
-        "rt_tensorrt.open_session(artifact)",
-        {"FAKE_TENSORRT": "11.4"},
-        4,
-        "another TensorRT",
-    ),
-    "unknown device": ("rt_tensorrt.open_session(artifact, device='NPU')", {}, 2, "GPU or GPU:1"),
-    "no such GPU": ("rt_tensorrt.open_session(artifact, device='GPU:3')", {}, 4, "no GPU 3"),
-    "unknown back end": (
-        "rt_tensorrt.open_session(artifact, back_end='trt')",
-        {},
-        2,
-        "unknown back end",
-    ),
-    "no such library": (
-        "rt_tensorrt.open_session(artifact, back_end='tensorrt_lean')",
-        {},
-        4,
-        "not installed",
-    ),
-    "past the profile": (
-        "rt_tensorrt.open_session(artifact).bind({'image': np.zeros((9, 1, 28, 28), np.float32)})",
-        {},
-        6,
-        "profile does not hold this shape",
-    ),
+    "no driver": ({"LD_LIBRARY_PATH": ""}, "NVIDIA GPU"),
+    "another GPU": ({"FAKE_SM": "86"}, "another GPU"),
+    "another version": ({"FAKE_TENSORRT": "11.4"}, "another TensorRT"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refusals(what: str, artifact: Artifact) -> None:
-    code, settings, exit_code, words = REFUSED[what]
-    told = session(artifact.root, code, **settings)
-    assert told["code"] == exit_code, told
+def test_a_machine_that_the_engine_is_not_for(what: str, artifact: Artifact) -> None:
+    settings, words = REFUSED[what]
+    told = session(artifact.root, "rt_tensorrt.open_session(artifact)", **settings)
+    assert told["code"] == 4, told
     assert words in told["text"]
+
+
+def test_what_it_is_asked_wrongly(artifact: Artifact) -> None:
+    """In one process: starting one takes longer than a refusal."""
+    code = """
+large = {"image": np.zeros((9, 1, 28, 28), np.float32)}
+told = {}
+for what, asked in {
+    "device": lambda: rt_tensorrt.open_session(artifact, device="NPU"),
+    "gpu": lambda: rt_tensorrt.open_session(artifact, device="GPU:3"),
+    "back end": lambda: rt_tensorrt.open_session(artifact, back_end="trt"),
+    "library": lambda: rt_tensorrt.open_session(artifact, back_end="tensorrt_lean"),
+    "profile": lambda: rt_tensorrt.open_session(artifact).bind(large),
+}.items():
+    try:
+        asked()
+    except Exception as error:
+        told[what] = [error.exit_code, str(error)]
+answer(**told)
+"""
+    told = session(artifact.root, code)
+    for what, exit_code, words in (
+        ("device", 2, "GPU or GPU:1"),
+        ("gpu", 4, "no GPU 3"),
+        ("back end", 2, "unknown back end"),
+        ("library", 4, "not installed"),
+        ("profile", 6, "profile does not hold this shape"),
+    ):
+        assert told[what][0] == exit_code, told
+        assert words in told[what][1]
 
 
 @pytest.mark.parametrize("what", ["no engine", "damaged", "other numbers"])
