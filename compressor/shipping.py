@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compressor.result import Candidate, State, TargetResult
+from compressor.result import Candidate, Failure, State, TargetResult
 from runtimes.types import Artifact
 
 
@@ -95,12 +95,19 @@ def _why_twin(best: Built | None, tried: list[Built]) -> str:
     )
 
 
+def _first(failure: Failure) -> str:
+    """What failed, with the first place where the model is not taken."""
+    first, *more = failure.message.splitlines()
+    place = more[0].strip() if failure.kind == "Unsupported" and more else "fix:"
+    return first if place.startswith("fix:") else f"{first}: {place}"
+
+
 def _reasons(tried: list[Built]) -> str:
     """Why nothing could be built, each reason once with the rungs it stopped."""
     rungs: dict[str, list[str]] = {}
     for built in tried:
         if built.candidate.failure:
-            text = built.candidate.failure.message.splitlines()[0]
+            text = _first(built.candidate.failure)
             rungs.setdefault(text, []).append(built.candidate.name)
     if len(rungs) < 2:
         return next(iter(rungs), "nothing to try")

@@ -100,7 +100,8 @@ def one_scale(edit: Editor) -> list[str]:
         old = node.input[1]
         if old not in made:
             made[old] = edit.constant(old + "/scalar", np.asarray(scale.max(), scale.dtype))
-        kind = zero.dtype if edit.view.kind(node) in {"int8", "uint8"} else None
+        given = edit.view.kind(node) in {"int8", "uint8"} or len(node.input) > 2
+        kind = zero.dtype if given else None
         del node.input[1:]
         node.input.append(made[old])
         if kind is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_a_search_says_what_it_chose_and_its_assignment_repeats_it(given: dict[s
     repeated = run(given, "again", {"onnxruntime": {"steps": ["to_onnxruntime", again]}})
     first, second = (Path(r.artifacts["onnxruntime"].path).read_bytes() for r in (found, repeated))
     assert first == second
+
+
+@pytest.mark.slow
+def test_where_int8_loses_too_much_tensorrt_gets_both(given: dict[str, Any]) -> None:
+    """In INT8 alone this model has 20 dB; nothing is timed, and half the bytes is the limit."""
+    result = run(given, "trt", {"tensorrt": {}}, gates=["sqnr>=25dB"])
+    target = result.record.target("tensorrt")
+    states = {c.name: c.state for c in target.candidates if c.role == "candidate"}
+    assert (states, target.shipped) == ({"int8": "fail", "mixed": "pass"}, "mixed")
+    artifact = result.artifacts["tensorrt"]
+    assert set(artifact.facts["mixed"]["assign"].values()) == {"int8", "float"}
+    assert artifact.size_bytes < 0.5 * result.record.reference.size_bytes
+    layers = json.loads((artifact.root / "trt.json").read_text())["layers"]
+    assert {row["precision"] for row in layers} == {"int8", "float16"}
+    assert result.record.reproducible
 
 
 @pytest.mark.slow

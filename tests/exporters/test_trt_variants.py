@@ -23,6 +23,7 @@ from exporters._rtx_check import rows
 from exporters._rtx_compile import compile_plan, missing
 from exporters._schemes import TENSORRT
 from exporters._trt_normalise import normalised
+from exporters._trt_rules import findings
 from runtimes.errors import Unsupported
 from runtimes.rt_onnxruntime import open_session
 from runtimes.types import Artifact
@@ -160,6 +161,37 @@ def test_int4_in_any_form_becomes_blocks_with_the_same_values():
         "od": {"axis": 0, "block_size": 32},
     }
     assert "3 INT4 weights given scales by block" in notes
+
+
+def test_fp8_of_others_is_taken_with_its_weights_rounded_once():
+    """Quantizers leave weights in float in front of Q and DQ, with a scale for each channel."""
+    rng, make = np.random.default_rng(0), helper.make_node
+    kind = TensorProto.FLOAT8E4M3FN
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), "w"),
+        numpy_helper.from_array(rng.uniform(0.005, 0.01, 8).astype(np.float32), "ws"),
+        helper.make_tensor("wz", kind, [8], bytes(8), raw=True),
+        numpy_helper.from_array(np.array([0.01], np.float32), "s"),
+        helper.make_tensor("z", kind, [1], bytes(1), raw=True),
+    ]
+    nodes = [
+        make("QuantizeLinear", ["x", "s", "z"], ["q"], name="q", axis=0),
+        make("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq", axis=0),
+        make("QuantizeLinear", ["w", "ws", "wz"], ["wq"], name="w.q", axis=1),
+        make("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], name="w.dq", axis=1),
+        make("MatMul", ["d", "wd"], ["y"], name="product"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 8]) for n in "xy")
+    graph = helper.make_graph(nodes, "fp8", [x], [y], weights)
+    opset = [helper.make_opsetid("", 19)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    feeds = {"x": rng.standard_normal((4, 8)).astype(np.float32)}
+    want = run_onnx(onnx_session(model.SerializeToString(), optimize=False), feeds)["y"]
+    changed, _ = normalised(onnx.ModelProto.FromString(model.SerializeToString()))
+    assert findings(changed) == []
+    assert "w" not in {tensor.name for tensor in changed.graph.initializer}
+    got = run_onnx(onnx_session(changed.SerializeToString(), optimize=False), feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_bf16_is_rounded_as_the_float_model_would_be(made, tmp_path):
