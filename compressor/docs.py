@@ -152,7 +152,8 @@ def _target_lines(name: str) -> Iterator[str]:
     yield "|---|---|"
     for rung in target.ladder:
         yield f"| {rung.name} | {_specs(rung.steps)} |"
-    yield f"| twin (the reference) | {_specs(target.twin)} |"
+    if target.twin:
+        yield f"| twin (the reference) | {_specs(target.twin)} |"
     if target.half_twin:
         yield f"| half twin | {_specs(target.half_twin)} |"
 

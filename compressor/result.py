@@ -231,6 +231,17 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What a tool says of hardware; `provenance` is post-route, synthesised, vendor report,
+    estimate or simulated, and figures of two kinds are never compared.
+    """
+
+    value: float
+    provenance: str
+    tool: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One artifact of a target: a rung of its ladder, or a twin."""
 
@@ -258,6 +269,7 @@ class Candidate:
     damage: Damage | None = None
     divergence: Divergence | None = None
     boards: list[BoardResult] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

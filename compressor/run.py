@@ -107,9 +107,10 @@ class _Run:
     ) -> TargetResult:
         outcome = run_target(planned, self.engine, self.judge, reference, compressed, deadline)
         result = self._inconclusive(outcome.result)
+        outcome = replace(outcome, result=self._kept(planned, replace(outcome, result=result)))
         if outcome.shipped is not None:
-            result = self._ship(planned, replace(outcome, result=result))
-        return result
+            return self._ship(planned, outcome)
+        return outcome.result
 
     def _inconclusive(self, result: TargetResult) -> TargetResult:
         """`--require-judged` and `--on-inconclusive`, applied to one target."""
@@ -131,6 +132,14 @@ class _Run:
         for i, candidate in enumerate(candidates):
             if candidate.name == outcome.result.shipped:
                 candidates[i] = replace(candidate, path=name)
+        result = replace(outcome.result, candidates=candidates)
+        package = self._package(planned, shipped, result)
+        return replace(result, package=package.relative_to(out).as_posix())
+
+    def _kept(self, planned: PlannedTarget, outcome: Outcome) -> TargetResult:
+        """The best candidate that failed, beside what ships."""
+        out, name = self.request.out, planned.target.name
+        candidates = list(outcome.result.candidates)
         if outcome.failed is not None and outcome.failed.artifact is not None:
             failed = outcome.failed.candidate
             folder = out / "candidates" / f"{name}-{failed.name}"
@@ -139,9 +148,7 @@ class _Run:
             output.mark_failed(folder, reasons)
             path = folder.relative_to(out).as_posix()
             candidates = [replace(c, path=path) if c.name == failed.name else c for c in candidates]
-        result = replace(outcome.result, candidates=candidates)
-        package = self._package(planned, shipped, result)
-        return replace(result, package=package.relative_to(out).as_posix())
+        return replace(outcome.result, candidates=candidates)
 
     def _package(self, planned: PlannedTarget, shipped: Artifact, result: TargetResult) -> Path:
         feeds = self.judge.feeds(shipped, self.judge.batch_near(shipped, PACKAGE_BATCH))[0]

@@ -26,9 +26,16 @@ class Outcome:
 
 
 def choose(
-    blank: TargetResult, twins: list[Built], twin: Built, tried: list[Built], explicit: bool
+    blank: TargetResult,
+    twins: list[Built],
+    twin: Built | None,
+    tried: list[Built],
+    explicit: bool,
 ) -> Outcome:
-    """What ships and why: the first rung that passes, else one nobody can decide, else the twin."""
+    """What ships and why: the first rung that passes, else one nobody can decide, else the twin.
+
+    Without a twin nothing ships then.
+    """
     shown = [b.candidate for b in (*tried, *twins)]
     result = replace(blank, candidates=shown)
     for state, code in (("pass", 0), ("not_judged", 0), ("inconclusive", 3)):
@@ -45,9 +52,10 @@ def choose(
                 return Outcome(done, built.artifact)
     best = _best_failing(tried)
     code = _failure_code(tried, explicit)
-    reason = _why_twin(best, tried)
-    done = replace(result, state="fail", exit_code=code, shipped=twin.candidate.name, reason=reason)
-    return Outcome(done, twin.artifact, best)
+    reason = _why_twin(best, tried, "the untouched model ships" if twin else "nothing ships")
+    name = twin.candidate.name if twin else ""
+    done = replace(result, state="fail", exit_code=code, shipped=name, reason=reason)
+    return Outcome(done, twin.artifact if twin else None, best)
 
 
 def _best_failing(tried: list[Built]) -> Built | None:
@@ -83,15 +91,14 @@ def _why_chosen(candidate: Candidate, tried: list[Built], state: State | str) ->
     return f"{candidate.name} {word}{more}"
 
 
-def _why_twin(best: Built | None, tried: list[Built]) -> str:
+def _why_twin(best: Built | None, tried: list[Built], ships: str) -> str:
     if best is None:
-        return f"no candidate could be built, the untouched model ships: {_reasons(tried)}"
+        return f"no candidate could be built, {ships}: {_reasons(tried)}"
     names = ", ".join(b.candidate.name for b in tried if b.artifact is not None)
     failed = next((c for c in best.candidate.checks if c.state == "fail"), None)
     stopped = f", stopped by {failed.gate}" if failed else ""
     return (
-        f"no candidate passes (built: {names}), the untouched model ships; "
-        f"closest is {best.candidate.name}{stopped}"
+        f"no candidate passes (built: {names}), {ships}; closest is {best.candidate.name}{stopped}"
     )
 
 

@@ -20,6 +20,7 @@ from compressor.result import (
     Candidate,
     Check,
     Failure,
+    Figure,
     LayerRow,
     Reference,
     TargetResult,
@@ -27,13 +28,14 @@ from compressor.result import (
 )
 from compressor.shipping import Built, Outcome, choose, fails
 from compressor.steps import options_json
-from compressor.verdict import combine, judge
+from compressor.verdict import Gate, combine, judge
 from exporters._memory import release
 from runtimes.base import load_runtime
 from runtimes.errors import CompressError, Unsupported, UsageError
 from runtimes.types import Artifact
 
 LATENCY = frozenset({"speedup", "p50", "p99", "memory"})
+SIZES = frozenset({"size", "size_reduction"})
 ACCURACY = frozenset({"accuracy_drop", "relative_drop", "agreement", "sqnr"})
 
 
@@ -146,6 +148,7 @@ class _Runner:
                 notes=[str(n) for n in artifact.facts.get("notes", [])],
                 parameters=artifact.facts.get("parameters", self.reference.parameters),
                 macs=artifact.facts.get("macs", self.reference.macs),
+                figures={k: Figure(**f) for k, f in artifact.facts.get("figures", {}).items()},
             ),
             artifact,
         )
@@ -192,6 +195,11 @@ class _Runner:
         elif self.planned.without:
             built = self._with_layers(built)
             checks += self._open(f"no engine here ({self.planned.without})")
+        elif not self.planned.target.timed:
+            assert built.artifact is not None
+            layers = self.judging.layers(built.artifact, *self._where())
+            built = Built(replace(built.candidate, layers=layers), built.artifact)
+            checks += self._open("this machine is not the device")
         else:
             built = self._timed(built, twins)
             if failure := built.candidate.failure:  # what does not run here does not ship
@@ -273,11 +281,14 @@ class _Runner:
         timed = {t.candidate.name: result.timing(t.candidate.name, batch) for t in good}
         return min(timed, key=lambda name: timed[name].p50_ms)
 
-    def best_twin(self, twins: Sequence[Built]) -> Built:
+    def best_twin(self, twins: Sequence[Built]) -> Built | None:
         """The twin to ship where nothing passes: the fastest that keeps accuracy.
 
         Where nothing was timed, the one at half precision, which a device that has it is built for.
+        None for a target without one.
         """
+        if not twins:
+            return None
         if self.planned.without:
             good = [t for t in twins if t.artifact is not None and self._keeps(t.candidate)]
             return (good or list(twins))[-1 if good else 0]
@@ -289,7 +300,11 @@ class _Runner:
     def diagnosed(self, tried: list[Built], compressed: Artifact) -> list[Built]:
         """With why the closest candidate that failed an accuracy gate did, if that cost INT8."""
         lost = [b for b in tried if b.artifact is not None and _lost_accuracy(b.candidate)]
-        if not lost or any(_passes_in_integers(b.candidate) for b in tried):
+        if (
+            not lost
+            or not self.planned.twins
+            or any(_passes_in_integers(b.candidate) for b in tried)
+        ):
             return tried
         closest = min(lost, key=lambda b: fails(b.candidate))
         assert closest.artifact is not None
@@ -312,6 +327,8 @@ class _Runner:
     def timed_twins(self, twins: list[Built]) -> list[Built]:
         """The twins with their timings from the last comparison (timed alone if there was none)."""
         there = [t for t in twins if t.artifact is not None]
+        if not twins:
+            return []
         if self.planned.without:
             return [*map(self._with_layers, there), *(t for t in twins if t.artifact is None)]
         if self.last is None:
@@ -330,8 +347,15 @@ class _Runner:
         return [
             judge(gate, candidate, self.reference)
             for gate in self.planned.gates
-            if timed or gate.metric not in LATENCY
+            if (timed or gate.metric not in LATENCY) and not self._without_size(gate)
+        ] + [
+            Check(str(gate), "not_judged", "not judged: an FPGA has resources and ns instead")
+            for gate in self.planned.gates
+            if self._without_size(gate)
         ]
+
+    def _without_size(self, gate: Gate) -> bool:
+        return not self.planned.target.timed and gate.metric in SIZES
 
 
 def _lost_accuracy(candidate: Candidate) -> bool:

@@ -17,6 +17,7 @@ from compressor.result import (
     Candidate,
     Check,
     Comparison,
+    Figure,
     Interval,
     Reference,
     Score,
@@ -36,19 +37,16 @@ def judge(
     gate: Gate,
     candidate: Candidate,
     reference: Reference,
-    *,
-    resources: Mapping[str, float] | None = None,
 ) -> Check:
     """One gate against one candidate.
 
     Args:
         gate: the limit.
-        candidate: what was measured of it: score, comparison, sizes, timings.
+        candidate: what was measured of it: score, comparison, sizes, timings, figures.
         reference: the original model: its size and score.
-        resources: FPGA figures from a tool's report, by gate name.
     """
     if gate.metric in gates.FPGA_NAMES:
-        return _judge_resource(gate, resources)
+        return _judge_resource(gate, candidate.figures)
     if gate.metric in ("size", "size_reduction"):
         return _judge_size(gate, candidate, reference)
     if gate.kind.batched:
@@ -119,12 +117,13 @@ def _bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def _judge_resource(gate: Gate, resources: Mapping[str, float] | None) -> Check:
-    if resources is None or gate.metric not in resources:
+def _judge_resource(gate: Gate, figures: Mapping[str, Figure]) -> Check:
+    if gate.metric not in figures:
         return _not_judged(gate, f"no tool reported {gate.metric}")
-    value = float(resources[gate.metric])
+    figure = figures[gate.metric]
+    value = figure.value
     state: State = "pass" if _keeps(gate, value) else "fail"
-    text = f"{gate.metric} {value:g} (reported), limit {gate.limit:g}: {state}"
+    text = f"{gate.metric} {value:g} ({figure.provenance}), limit {gate.limit:g}: {state}"
     return Check(str(gate), state, text, value=value, limit=gate.limit)
 
 

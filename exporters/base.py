@@ -139,7 +139,8 @@ class Target:
         name: as in recipes.
         runtime: the `rt_<runtime>` that runs its artifacts.
         formats: artifact formats it can ship.
-        twin: steps that turn an ONNX artifact into its untouched FP32 twin.
+        twin: steps that turn an ONNX artifact into its untouched FP32 twin; empty where there can
+            be none.
         half_twin: the same at half precision, where the device computes in half (else empty).
         half_isa: the half twin is built only where the CPU has one of these; empty means always.
         ladder: candidates, most compressed first; those whose data is missing are dropped.
@@ -148,6 +149,8 @@ class Target:
         emulator: the runtime that stands in for scores where `runtime` cannot run; nothing is
             timed then. None: the target needs its own.
         width_multiple: channel counts the target's kernels like; pruning rounds to it.
+        timed: its engine here is the device. Otherwise (an FPGA) latency and resources are figures
+            of its tools, in the artifact's facts, and no file size counts.
     """
 
     name: str
@@ -161,6 +164,7 @@ class Target:
     device: str = "CPU"
     emulator: Optional[str] = None
     width_multiple: int = 8
+    timed: bool = True
 
 
 @dataclass(frozen=True)

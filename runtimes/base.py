@@ -6,6 +6,7 @@ A runtime is a module `rt_<engine>.py` with:
     missing() -> str | None              why it cannot be used here (None: it can)
     versions() -> dict[str, str]         name → version of the engine and what it needs
     open_session(artifact, *, threads=1, device="CPU") -> Session
+    PACKAGES: tuple of the sub-packages of `runtimes` that travel with it (optional)
     layer_precisions(artifact, *, feeds, threads=1, device="CPU") -> list[LayerPrecision]
                                          what each executed layer computed in (optional)
 

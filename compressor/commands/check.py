@@ -69,6 +69,8 @@ def _checked(
 
     target = load_target(name, "--target")
     module: Any = load_step("to_" + name)
+    if source.format not in module.ACCEPTS:  # it takes what the first step of its list makes
+        module = load_step(target.ladder[0].steps[0].name)
     shapes = resolve_shapes(shape_flags(shape), source.inputs, "--shape")
     context = Context(target=name, scheme=target.scheme, keep=Keep(float=keep), shapes=shapes)
     if _not_float(source, context) and hasattr(module, "check_quantized"):
@@ -108,7 +110,7 @@ def _print_checked(name: str, rows: list[dict[str, str]], everything: bool) -> N
     rest = [r for r in rows if r["precision"] != "int8"]
     refused = [r for r in rest if r["precision"] == REFUSED]
     nodes = len([r for r in rows if r["precision"] not in SAID])
-    taken = f"{name} takes every node; {len(integer)} of {nodes} in INT8"
+    taken = f"{name} takes every node" + (f"; {len(integer)} of {nodes} in INT8" if nodes else "")
     print(f"{name} cannot compress this model:" if refused else taken)
     following = [] if everything else [r for r in rest if NOTHING_TO_DO in r["reason"]]
     for row in rows if everything else (r for r in rest if r not in following):

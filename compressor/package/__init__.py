@@ -42,6 +42,7 @@ from compressor.package.writing import (
 )
 from compressor.result import TargetResult
 from runtimes.arrays import write_arrays
+from runtimes.base import load_runtime
 from runtimes.errors import BuildFailed
 from runtimes.types import MANIFEST, Artifact
 from runtimes.unpack import CODED, CODING
@@ -180,7 +181,9 @@ def _runtimes(runtime: str) -> list[Member]:
         for path in sorted(root.glob("*.py"))
         if not path.name.startswith("rt_") or path.stem == f"rt_{runtime}"
     ]
-    return [(f"runtimes/{path.name}", path) for path in wanted]
+    folders = getattr(load_runtime(runtime), "PACKAGES", ())
+    wanted += [path for folder in folders for path in sorted((root / folder).glob("*.py"))]
+    return [(f"runtimes/{path.relative_to(root).as_posix()}", path) for path in wanted]
 
 
 def _manifest(

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressor.result import LedgerRow
+from runtimes.fixed.spec import WEIGHTS
 from runtimes.types import Artifact
 
 _SMALL = 2  # rank below which a constant is a bias or a scale, not a weight
@@ -57,6 +60,8 @@ def stored_tensors(artifact: Artifact) -> Found:
         return _onnx(artifact.path)
     if suffix == ".xml":
         return _openvino(artifact.path)
+    if artifact.format in ("fixed", "fpga"):
+        return _fixed(artifact)
     return _safetensors(artifact)
 
 
@@ -143,6 +148,13 @@ def _size_onnx(tensor: Any) -> int:
     ):
         bare.ClearField(field)
     return int(tensor.ByteSize() - bare.ByteSize())
+
+
+def _fixed(artifact: Artifact) -> Found:
+    with np.load(artifact.root / WEIGHTS, allow_pickle=False) as file:
+        for name in file.files:
+            kind = "biases" if name.endswith(".bias") else f"weights {file[name].dtype.name}"
+            yield name, kind, file[name].nbytes
 
 
 def _openvino(path: Path) -> Found:

@@ -186,6 +186,23 @@ def is_float(precision: str) -> bool:
     return precision.lower().startswith(FLOATS)
 
 
+_HARDWARE = {
+    "luts": ("LUTs", "{:,.0f}"), "ffs": ("Registers", "{:,.0f}"), "dsps": ("DSPs", "{:,.0f}"),
+    "brams": ("Block RAMs", "{:,.0f}"), "fmax_mhz": ("Clock", "{:.1f} MHz"),
+    "latency_ns": ("Latency", "{:.1f} ns"), "latency_cycles": ("Latency in clocks", "{:,.0f}"),
+}  # fmt: skip
+
+
+def hardware(candidate: Candidate) -> dict[str, str]:
+    """What tools say of the hardware, by label, each with what it is from; zeros are left out."""
+    found = candidate.figures
+    return {
+        label: f"{form.format(found[name].value)} ({found[name].provenance})"
+        for name, (label, form) in _HARDWARE.items()
+        if name in found and found[name].value
+    }
+
+
 def subject(target: TargetResult) -> Candidate | None:
     """The candidate a report of `target` is about.
 

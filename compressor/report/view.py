@@ -105,6 +105,9 @@ def before_after(record: RunRecord, target: TargetResult) -> dict[str, Any]:
     ]
     for batch in show.batches(target):
         rows += _timing_rows(batch, [show.timing_at(c, batch) for c in variants])
+    hardware = [show.hardware(c) for c in variants]
+    for label in dict.fromkeys(label for told in hardware for label in told):
+        rows.append((label, ["", *(told.get(label, "") for told in hardware)]))
     rows.append(("Verdict", ["", *(_state(c) for c in variants)]))
     shown = [
         (label, [_split(cell) for cell in cells])

@@ -18,6 +18,7 @@ from compressor.recovery.schedule import budget_facts, decide, done_facts
 from compressor.recovery.teacher import make_teacher
 from compressor.sources.torch_io import tensors, threads
 from compressor.training.graph import trainable, untrainable
+from compressor.training.original import original
 from compressor.training.values import write_back
 from exporters._check import onnx_session, run_onnx
 from exporters._drop_in import require_drop_in
@@ -155,7 +156,7 @@ def _task(student: nn.Module, source: Artifact, options: Any, env: Env) -> loop.
     data = env.data["training"]
     if len(data) < 2:
         raise UsageError("one training sample is too few", where="data.training")
-    teacher = make_teacher(_original(env), source.inputs, data, False, env.checkpoint)
+    teacher = make_teacher(original(env), source.inputs, data, False, env.checkpoint)
     order = np.random.default_rng([env.context.seed, 2**31]).permutation(len(data))
     least = min(16, max(1, len(data) // 4))
     held = min(2000, max(least, round(options.held_out * len(data))))
@@ -166,37 +167,6 @@ def _task(student: nn.Module, source: Artifact, options: Any, env: Env) -> loop.
     )
     _check_outputs(task)
     return task
-
-
-def _original(env: Env) -> nn.Module:
-    """The original model as a module: itself, its program, or its ONNX file in ONNX Runtime."""
-    if env.reference.format == "module":
-        module: nn.Module = env.load_module(env.reference)
-        return module
-    if env.reference.format == "exported":
-        import torch
-
-        program: nn.Module = torch.export.load(str(env.reference.path)).module()
-        return program
-    return _onnx_module(env.reference, env.context.threads)
-
-
-def _onnx_module(artifact: Artifact, count: int) -> nn.Module:
-    import torch
-    from torch import nn
-
-    session = onnx_session(artifact.path, count)
-    names = [spec.name for spec in artifact.inputs]
-
-    class Original(nn.Module):  # type: ignore[misc]
-        def forward(self, *given: Any) -> tuple[Any, ...]:
-            feeds = {
-                name: np.ascontiguousarray(x.numpy()) for name, x in zip(names, given, strict=True)
-            }
-            made = run_onnx(session, feeds)
-            return tuple(torch.from_numpy(made[spec.name]) for spec in artifact.outputs)
-
-    return Original()
 
 
 def _check_outputs(task: loop.Task) -> None:

@@ -48,7 +48,7 @@ def test_a_step_is_stopped_where_it_reads_samples() -> None:
 
 def runner(deadline: Deadline, advance: Any) -> _Runner:
     planned: Any = SimpleNamespace(
-        target=SimpleNamespace(name="x", runtime="onnxruntime"),
+        target=SimpleNamespace(name="x", runtime="onnxruntime", timed=True),
         runs_on=("onnxruntime", "CPU"),
         without="",
         rungs=(PlannedRung("a", "candidate"), PlannedRung("b", "candidate")),

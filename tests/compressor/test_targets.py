@@ -95,7 +95,7 @@ def test_a_candidate_that_does_not_run_here_never_passes() -> None:
     died = Failure("BoardError", "the process died", 6)
     result = SimpleNamespace(batches=(1,), failure=lambda name, batch: died)
     planned: Any = SimpleNamespace(
-        target=SimpleNamespace(name="x", runtime="onnxruntime"),
+        target=SimpleNamespace(name="x", runtime="onnxruntime", timed=True),
         runs_on=("onnxruntime", "CPU"),
         without="",
         context=SimpleNamespace(device="CPU"),

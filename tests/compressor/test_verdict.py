@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.result import Candidate, Check, Comparison, Reference, Score, Timing
+from compressor.result import Candidate, Check, Comparison, Figure, Reference, Score, Timing
 from compressor.statistics import bonett_price
 from compressor.verdict import combine, judge, parse_gate
 
@@ -247,8 +247,10 @@ def test_size_of_the_package() -> None:
 def test_fpga_gates_need_a_report() -> None:
     gate, candidate = parse_gate("luts<=20000"), Candidate("rtl", "candidate")
     assert judge(gate, candidate, REFERENCE).state == "not_judged"
-    assert judge(gate, candidate, REFERENCE, resources={"luts": 19_000}).state == "pass"
-    assert judge(gate, candidate, REFERENCE, resources={"luts": 21_000}).state == "fail"
+    for luts, state in ((19_000, "pass"), (21_000, "fail")):
+        built = replace(candidate, figures={"luts": Figure(luts, "post-route")})
+        check = judge(gate, built, REFERENCE)
+        assert (check.state, "(post-route)" in check.text) == (state, True)
 
 
 def test_combine_is_the_worst_and_not_judged_changes_nothing() -> None:

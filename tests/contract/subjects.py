@@ -33,25 +33,30 @@ FORMATS = {
     "openvino",
     "tensorrt",
     "tensorrt_rtx",
+    "fixed",
     "fpga",
 }
 ROLES = {"calibration", "training", "selection"}
 FACTORY = "tests.torch_models:tiny_resnet"
 
 # Formats that sources can be made in, options with a real effect, and what comes before.
-PREFERRED = ("onnx", "module", "onnxruntime", "openvino", "tensorrt")
+PREFERRED = ("onnx", "module", "onnxruntime", "openvino", "tensorrt", "fixed")
+# It unrolls a network, and the common model fits no part: tests/exporters/test_to_fpga.py.
+UNROLLED = "to_fpga"
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "prune_channels": {"keep": {"macs": "60%"}, "samples": 40},
     "recover": {"epochs": 8},
     "quantize_mixed": {"speed": False, "samples": 16},  # measured times would not repeat
     "train_quantized": {"epochs": 4, "batch": 16, "weight_bits": 4, "share": 1.0},
     "quantize_dynamic": {"least": 1},
+    "quantize_fixed": {"steps": 12, "batch": 16, "weight_bits": 8, "activation_bits": 8},
 }
 BEFORE: dict[str, tuple[str, ...]] = {"recover": ("prune_channels",)}
 MAKES = {
     "openvino": ("to_openvino",),
     "onnxruntime": ("to_onnxruntime",),
     "tensorrt": ("to_tensorrt",),
+    "fixed": ("quantize_fixed",),
 }
 
 
@@ -73,7 +78,8 @@ def usable(name: str) -> Step:
 
 def cases() -> list[tuple[str, str]]:
     """Every step with every format it takes that this suite can make."""
-    return [(n, f) for n in STEPS for f in PREFERRED if f in load_step(n).ACCEPTS]
+    names = [name for name in STEPS if name != UNROLLED]
+    return [(n, f) for n in names for f in PREFERRED if f in load_step(n).ACCEPTS]
 
 
 def data(given: Artifact, size: int = 64) -> dict[str, Samples]:

@@ -1,0 +1,1 @@
+"""Engines for an FPGA artifact that need no FPGA: words on buses, and the netlist as gates."""
