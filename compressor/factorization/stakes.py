@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compressor.factorization import pairs
 from compressor.factorization.candidates import Candidate
 from compressor.factorization.spectrum import Spectrum, pair_of
-from compressor.recovery.losses import distance, units_of
+from compressor.recovery.losses import distance
 from compressor.sources.torch_io import call
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def stakes(
             whole = tried.get_submodule(one.name)
             pairs.put(tried, one.name, pair_of(one.layer, spectra[one.name], rank))
             pieces = zip(given, wanted, strict=True)
-            change = sum(
-                float(distance(call(tried, batch), aim, units_of(aim))) for batch, aim in pieces
-            )
+            change = sum(float(distance(call(tried, batch), aim)) for batch, aim in pieces)
             pairs.put(tried, one.name, whole)
             weights[one.name] = change / len(given) / max(_LEAST, spectra[one.name].lost(rank))
     return weights

@@ -30,7 +30,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 3
+REV = 2
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS: frozenset[str] = frozenset()

@@ -38,7 +38,7 @@ from runtimes.types import Artifact
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REV = 6
+REV = 5
 ACCEPTS = frozenset({"module"})
 PRODUCES = "module"
 NEEDS = frozenset({"training"})
@@ -204,7 +204,6 @@ def _task(
     task = loop.Task(
         student, teacher, source.inputs, data, order[held:], order[:held],
         features=features, labels=labels, scores=_scores(source, options, data, found),
-        units=teacher.units(source.inputs, data),
     )  # fmt: skip
     return task, thawed
 
@@ -295,8 +294,6 @@ def _facts(
     if task.labels is not None:
         how = f"with {task.labels.told} on labels at {task.labels.weight:.0%}"
     near = "distance to the original" + (" and divergence from its scores" if task.scores else "")
-    if any(unit.numel() > 1 for unit in task.units):
-        near += " (channels of different scales each in their own units)"
     aim = near if task.labels is None else f"that mixed with the {near}"
     told = (
         f"recovered {how} in {state.step} steps ({epochs:.1f} epochs): {aim} on "

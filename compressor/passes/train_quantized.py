@@ -25,7 +25,7 @@ from exporters.base import Context, Env, Refusal, installed
 from runtimes.errors import Unsupported
 from runtimes.types import Artifact
 
-REV = 5
+REV = 4
 ACCEPTS = frozenset({"onnx", "onnxruntime"})
 PRODUCES = "same"
 NEEDS = frozenset({"training"})

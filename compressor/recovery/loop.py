@@ -80,8 +80,8 @@ class Task:
     """What is trained towards what, on which samples.
 
     `scores` are the place among the outputs and the axis of class scores, whose probabilities count
-    beside the distance, which is in `units`. Features are a means: they are no part of the held-out
-    loss, which chooses the best weights.
+    beside the distance. Features are a means: they are no part of the held-out loss, which chooses
+    the best weights.
     """
 
     student: nn.Module
@@ -94,7 +94,6 @@ class Task:
     features: Sequence[Feature] = ()
     labels: TaskLoss | None = None
     scores: tuple[int, int] | None = None
-    units: Sequence[Tensor] = ()
 
 
 @dataclass
@@ -209,7 +208,7 @@ def _aim(
     task: Task, outputs: Sequence[Tensor], wanted: Sequence[Tensor], chosen: Sequence[int]
 ) -> Tensor:
     """How far from the original, mixed with the loss on labels where there is one."""
-    far = distance(outputs, wanted, task.units)
+    far = distance(outputs, wanted)
     if task.scores is not None:
         place, axis = task.scores
         far = far + divergence(outputs[place], wanted[place], axis)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.recovery.features import tapped
-from compressor.recovery.losses import units_of
 from compressor.sources.torch_io import batch_size, call, channels_last, tensors
 from exporters.base import Samples
 from runtimes.types import TensorSpec
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LIMIT_BYTES = 2 << 30  # of kept outputs; above it the teacher runs beside the student
-UNIT_SAMPLES, UNIT_BYTES = 256, 64 << 20  # of which outputs' scales are taken
 DONE = "teacher.npy"
 
 
@@ -55,24 +53,6 @@ class Teacher:
         """The outputs on `batch`, and those of the modules `names`; nothing of it is kept."""
         with tapped(self.module, names) as found:
             return _run(self.module, batch, self.bfloat16), found
-
-    def units(self, inputs: Sequence[TensorSpec], data: Samples) -> list[Tensor]:
-        """What `distance` divides by, from outputs on some hundred samples (`UNIT_SAMPLES`).
-
-        Nothing for ragged data, whose outputs cannot be stacked, and for outputs without a batch
-        axis: `distance` then takes the variance of each batch.
-        """
-        import torch
-
-        found: list[list[Tensor]] = []
-        for chosen, feeds in data.batches(batch_size(inputs, data, 16), _some(inputs, data)):
-            outputs = self.outputs(chosen, tensors(inputs, feeds))
-            if data.ragged or any(not o.dim() or len(o) != len(chosen) for o in outputs):
-                return []
-            found.append(outputs)
-            if sum(o.nbytes for o in outputs) * len(found) >= UNIT_BYTES:
-                break
-        return units_of([torch.cat(parts) for parts in zip(*found, strict=True)])
 
     def save(self) -> None:
         """Write down which outputs are kept, so that a restart finds them."""
@@ -117,13 +97,6 @@ class Kept:
         with temporary.open("wb") as file:
             np.save(file, self.done)
         os.replace(temporary, self.folder / DONE)  # noqa: PTH105 - atomic
-
-
-def _some(inputs: Sequence[TensorSpec], data: Samples) -> list[int]:
-    """Random samples, in whole batches where the model takes no others."""
-    count = min(UNIT_SAMPLES, len(data))
-    size = batch_size(inputs, data, count)
-    return [int(i) for i in np.random.default_rng(0).permutation(len(data))[: count // size * size]]
 
 
 def _run(module: nn.Module, batch: Sequence[Tensor], bfloat16: bool) -> list[Tensor]:

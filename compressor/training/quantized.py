@@ -161,10 +161,7 @@ def _task(student: nn.Module, source: Artifact, options: Any, env: Env) -> loop.
     least = min(16, max(1, len(data) // 4))
     held = min(2000, max(least, round(options.held_out * len(data))))
     student.to(memory_format=torch.channels_last)
-    units = teacher.units(source.inputs, data)
-    task = loop.Task(
-        student, teacher, source.inputs, data, order[held:], order[:held], STEP, units=units
-    )
+    task = loop.Task(student, teacher, source.inputs, data, order[held:], order[:held], STEP)
     _check_outputs(task)
     return task
 
@@ -211,7 +208,7 @@ def _written_loss(task: loop.Task, env: Env, source: Artifact) -> float:
             wanted = task.teacher.outputs(part, tensors(task.inputs, feeds))
             made = run_onnx(session, feeds)
             found = [torch.from_numpy(made[spec.name]) for spec in source.outputs]
-            total += float(distance(found, wanted, task.units)) * len(part)
+            total += float(distance(found, wanted)) * len(part)
     return total / len(task.held_out)
 
 

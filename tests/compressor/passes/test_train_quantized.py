@@ -125,7 +125,7 @@ def test_one_weight_scale_a_tensor(tmp_path):
     given = prepared(tmp_path, "depthwise")
     scheme = replace(ONNXRUNTIME, weight_per_channel=False)
     context = replace(subjects.context("x", given.format), scheme=scheme)
-    options = Options(**{**FAST, "weight_bits": 8, "lr": 1e-4})
+    options = Options(**{**FAST, "weight_bits": 8})
     made = train_quantized.run(given, options, env_of(given, tmp_path, context=context))
     scales = load_model(made.path).graph.initializer
     assert all(not t.dims for t in scales if t.name.startswith("ws"))
