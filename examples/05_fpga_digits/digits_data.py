@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 digits (UCI, 8x8 pixels, 17 grey levels), split once and for all.
 
-The 360 test digits are seen by the verdict alone; nothing was chosen by them.
+Nothing is trained or calibrated on the 360 test digits; options are chosen on the selection digits.
 """
 
 import numpy as np
