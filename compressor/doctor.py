@@ -185,6 +185,9 @@ def _engines() -> Iterator[Finding]:
             detail, _, fix = reason.partition(": pip install ")
             yield Finding("missing", f"engine {name}", detail, fix and f"pip install '{fix}'")
     yield _hardware_tools()
+    yield from (
+        _hand_off(*row) for row in (("hls", "hls4ml", "fpga-hls"), ("qonnx", "qonnx", "qonnx"))
+    )
 
 
 def _hardware_tools() -> Finding:
@@ -197,6 +200,14 @@ def _hardware_tools() -> Finding:
         detail = f"not here: {', '.join([*absent, *compiler])}"
         return Finding("missing", "tools fpga", detail, " && ".join(fixes))
     return Finding("ok", "tools fpga", ", ".join(f"{n} {_version(n)}" for n in _FPGA_PACKAGES))
+
+
+def _hand_off(what: str, package: str, extra: str) -> Finding:
+    """What writes or checks projects for other people's tools."""
+    if (version := _version(package)) is not None:
+        return Finding("ok", f"tools {what}", f"{package} {version}")
+    fix = f"pip install 'edge-compressor[{extra}]'"
+    return Finding("missing", f"tools {what}", f"{package} is not here", fix)
 
 
 def _machine(root: Path) -> Iterator[Finding]:

@@ -172,10 +172,10 @@ class _Planner:
             ]
         given = (*self.recipe.shared_steps(), *(own or ())) if not self.problems else ()
         twin, half = as_built(target.twin, given), as_built(target.half_twin, given)
-        first = [twin] if twin else []  # an FPGA's has none
-        twins = [self._rung("twin", "twin", t, self.source_format, bare, where) for t in first]
+        twins, fmt = [], self.source_format
+        if twin:
+            twins.append(self._rung("twin", "twin", twin, fmt, bare, where))
         if half and has_half(target):
-            fmt = self.source_format
             twins.append(self._rung("half-twin", "half_twin", half, fmt, bare, where))
         return PlannedTarget(
             target,

@@ -1,9 +1,10 @@
-"""FPGA artifacts without an FPGA: the same integers from numpy, da4ml, Verilator or the netlist.
+"""FPGA artifacts without an FPGA: the same integers from every engine that has something of them.
 
 The engine is the session's device: `numpy` (the reference, always there), `dais` (da4ml's
 interpreter of its adder graph), `verilator` (the Verilog, compiled with g++), `gates` (the netlist
-that was placed and routed, gate by gate). How long they take says nothing of the hardware: its
-figures are in the artifact's facts, each with what it is from.
+that was placed and routed, gate by gate), `hls` (hls4ml's emulator, compiled with g++). How long
+they take says nothing of the hardware: its figures are in the artifact's facts, each with what it
+is from.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from runtimes.base import Closing, Feeds, LayerPrecision, Outputs, check_feeds
 from runtimes.errors import BadArtifact, MissingTool, UsageError
 from runtimes.fixed import reference
 from runtimes.fixed.spec import Spec, read_spec
-from runtimes.fpga import gates, verilator, words
+from runtimes.fpga import gates, hls, verilator, words
 from runtimes.types import Artifact, TensorSpec
 
 FORMATS = frozenset({"fixed", "fpga"})
 PACKAGES = ("fixed", "fpga")  # of ours, which travel with it
-ENGINES = ("numpy", "dais", "verilator", "gates")
+ENGINES = ("numpy", "dais", "verilator", "gates", "hls")
 REV = "1"  # of the reference: scores are kept by it
 DAIS = "sim/dais.json"
 _EXTRA = "pip install 'edge-compressor[fpga]'"
@@ -43,7 +44,8 @@ def devices() -> List[str]:
     """Engines that can be used here."""
     found = ["numpy", "gates"]
     found += ["dais"] if find_spec("da4ml") is not None else []
-    return found + (["verilator"] if verilator.missing() is None else [])
+    found += ["verilator"] if verilator.missing() is None else []
+    return found + (["hls"] if hls.missing() is None else [])
 
 
 def open_session(
@@ -82,6 +84,11 @@ class FpgaSession(Closing):
             source = _file(artifact, "rtl/net.v").parent
             simulator = verilator.Simulator(source, Path(self._folder.name))
             self._words = lambda tensors: simulator.run(self.spec, dict(tensors))
+        elif engine == "hls":
+            self._folder = tempfile.TemporaryDirectory(prefix="compress-hls-")
+            project = _file(artifact, f"{hls.FOLDER}/{hls.TOLD}").parent
+            emulator = hls.Emulator(project, self.spec, Path(self._folder.name))
+            self._words = lambda tensors: words.out_words(self.spec, emulator.run(tensors))
         elif engine == "gates":
             self._words = _gates(self.spec, artifact)
 
@@ -141,7 +148,7 @@ def _file(artifact: Artifact, name: str) -> Path:
         raise BadArtifact(
             f"the artifact has no {name}",
             where=str(artifact.root),
-            fix="use the engine numpy, or build it with to_fpga",
+            fix="use the engine numpy, or build it with to_fpga (hls: to_hls)",
         )
     return path
 

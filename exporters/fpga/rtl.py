@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exporters._drop_in import require_drop_in
 from exporters.base import Env
 from exporters.fpga import aiger, graph, route, verilog, wrapper
 from exporters.fpga.devices import Device, device
+from exporters.fpga.project import handed_out, vectors
 from exporters.fpga.synthesis import GATES, Synthesised, synthesise
 from exporters.fpga.tools import require_compiler, versions
 from runtimes.errors import BadArtifact, BuildFailed
 from runtimes.fixed import reference
-from runtimes.fixed.spec import SPEC, WEIGHTS, Spec, read_spec, write_spec
+from runtimes.fixed.spec import Spec, read_spec
 from runtimes.fpga import gates, words
 from runtimes.fpga.verilator import Simulator
 from runtimes.types import Artifact
 
-RESOURCES, VECTORS, BITSTREAM, DAIS = (
-    "resources.json",
-    "sim/vectors.npz",
-    "net.bit",
-    "sim/dais.json",
-)
+VECTORS, BITSTREAM, DAIS = "sim/vectors.npz", "net.bit", "sim/dais.json"
 
 
 def build(source: Artifact, options: Any, env: Env) -> Artifact:
@@ -63,11 +57,12 @@ def build(source: Artifact, options: Any, env: Env) -> Artifact:
         _clock_kept(figures, options, part)
         chosen = route.median(seeds)
         route.pack(chosen, part, env.work / BITSTREAM, logs, limit)
-    return _written(source, spec, options, env, {
+    told = {
         "device": part.name, "figures": figures, "checks": checks, "tools": tools,
         "stages": stages, "da4ml_cost": solved.cost,
         "seeds": [{"seed": s.seed, "fmax_mhz": s.fmax_mhz, "luts": s.used["luts"]} for s in seeds],
-    })  # fmt: skip
+    }  # fmt: skip
+    return handed_out(source, spec, {**told, "notes": _told(told, options)}, env)
 
 
 def write_sources(spec: Spec, solved: graph.Graph, folder: Path) -> None:
@@ -84,18 +79,6 @@ def write_sources(spec: Spec, solved: graph.Graph, folder: Path) -> None:
     for name, text in texts.items():
         (folder / "rtl" / f"{name}.v").write_text(text, encoding="utf-8")
     solved.comb.save(folder / DAIS)
-
-
-def vectors(spec: Spec, count: int, env: Env) -> dict[str, Any]:
-    """Integers of the inputs: the ends, calibration data where there is any, and random ones."""
-    parts = [words.edges(spec)]
-    data = env.data.get("calibration") or env.data.get("training")
-    if data is not None and len(data) and not data.ragged:
-        feeds = data.feeds(list(range(min(count, len(data)))))
-        parts.append({i.name: reference.quantize(feeds[i.name], i.format) for i in spec.inputs})
-    there = sum(len(part[spec.inputs[0].name]) for part in parts)
-    parts.append(words.random_vectors(spec, max(count - there, count // 4), env.context.seed))
-    return words.joined(parts)
 
 
 def _write_vectors(spec: Spec, given: dict[str, Any], expected: Any, folder: Path) -> None:
@@ -186,24 +169,6 @@ def _clock_kept(figures: dict[str, Any], options: Any, part: Device) -> None:
         got=f"{fmax:.1f} MHz post-route, the median of {len(options.seeds)} seeds",
         fix=f"lower cutoff below {options.cutoff:g} for more stages, prune more, or ask for less",
     )
-
-
-def _written(
-    source: Artifact, spec: Spec, options: Any, env: Env, found: dict[str, Any]
-) -> Artifact:
-    write_spec(spec, env.work)
-    text = json.dumps(found, indent=1, sort_keys=True)
-    (env.work / RESOURCES).write_text(text + "\n", encoding="utf-8")
-    facts = {
-        **source.facts,
-        "figures": found["figures"],
-        "checks": found["checks"],
-        "stages": found["stages"],
-        "notes": [*source.facts.get("notes", []), *_told(found, options)],
-        "model_files": [SPEC, WEIGHTS],
-    }
-    made = Artifact.write(env.work, "fpga", SPEC, source.inputs, source.outputs, facts)
-    return require_drop_in(source, made)
 
 
 def _told(found: dict[str, Any], options: Any) -> list[str]:
