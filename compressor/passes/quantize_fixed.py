@@ -61,7 +61,7 @@ class Options:
     weight_bits: int = 6
     activation_bits: int = 6
     input_bits: int = 6
-    input_format: tuple[int, int, int] = ()  # type: ignore[assignment]
+    input_format: tuple[int, ...] = ()
     zeros: float = 0.0
     per_channel: bool = True
     rounding: Literal["RND", "TRN"] = "RND"
