@@ -244,6 +244,7 @@ def table(models: dict[str, Row]) -> str:
                 f"{speed} | {'✓' if made['runs'] else '✗'} |"
             )
     lines += _bounded(models)
+    lines += [line for row in models.values() if "note" in row for line in ("", row["note"])]
     lines += ["", f"Calibration on {CALIBRATION:,} samples, ONNX Runtime:", ""]
     lines += [
         "| model | who | peak MB | without mapped files | minutes | |",
