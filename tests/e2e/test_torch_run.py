@@ -17,7 +17,10 @@ from tests import models, torch_models  # noqa: E402
 RECIPE = {
     "model": {"inputs": {"image": ["batch", 1, 28, 28]}, "outputs": ["logits"]},
     "metric": "top1",
-    "steps": [{"prune_channels": {"keep": {"macs": "60%"}}}, {"recover": {"minutes": 0.2}}],
+    "steps": [
+        {"prune_channels": {"keep": {"macs": "60%"}}},
+        {"recover": {"minutes": 0.3, "lr": 3e-4}},
+    ],
     "targets": {"onnxruntime": {}},
     "gates": ["accuracy_drop<=5%", "size_reduction>=60%", "speedup>=0.1"],
 }
