@@ -59,7 +59,7 @@ def session(folder: Path, steps: dict[str, Any]) -> Session:
 def test_rounds_are_steps_and_the_lock_repeats_them(tmp_path: Path) -> None:
     import yaml
 
-    given = recipe({"keep": {"macs": 0.5}}, {"minutes": 0.1, "lr": 3e-4, "rounds": 2})
+    given = recipe({"keep": {"macs": 0.5}}, {"minutes": 0.2, "rounds": 2})
     given["data"] = {"training": str(data(tmp_path) / "training.npz")}
     first = compressor.compress(
         None, given, effort="quick", out=tmp_path / "out", store=tmp_path / "store"
