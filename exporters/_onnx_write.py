@@ -13,7 +13,8 @@ from typing import IO, Any
 def write_model(model: Any, path: Path) -> None:
     """Write a `ModelProto` to `path` with a fixed byte order."""
     before, after = _around(model, "graph")
-    nodes, rest = (part.SerializeToString(deterministic=True) for part in _around_weights(model))
+    inside = _around(model.graph, "initializer")
+    nodes, rest = (part.SerializeToString(deterministic=True) for part in inside)
     weights = model.graph.initializer
     tag = _tag(model.graph, "initializer")
     length = len(nodes) + len(rest)
@@ -26,10 +27,6 @@ def write_model(model: Any, path: Path) -> None:
         for tensor in weights:
             _write(file, tag, tensor.SerializeToString(deterministic=True))
         file.write(rest + after.SerializeToString(deterministic=True))
-
-
-def _around_weights(model: Any) -> tuple[Any, Any]:
-    return _around(model.graph, "initializer")
 
 
 def _around(message: Any, name: str) -> tuple[Any, Any]:

@@ -10,12 +10,12 @@ every figure says what it is from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from exporters.base import Context, Env, Refusal, Rung, StepSpec, Target
-from exporters.fpga.devices import device, least
+from exporters.fpga.devices import device, too_large
 from exporters.fpga.tools import versions
-from runtimes.errors import MissingTool, Unsupported, UsageError
+from runtimes.errors import MissingTool, UsageError
 from runtimes.types import Artifact
 
 REV = 1
@@ -103,32 +103,6 @@ def refusals(source: Artifact, options: Options, context: Context) -> list[Refus
     return [found] if found else []
 
 
-SPARE = 1.1  # by which the count may miss before synthesis says so itself
-
-
-def too_large(counted: float, name: str, facts: dict[str, Any]) -> Refusal | None:
-    """Whether a network of so many counted LUTs is too large for a part, and what would fit."""
-    part = device(name)
-    need = counted * part.per_cost
-    if need <= SPARE * part.luts:
-        return None
-    fixes = []
-    weights, none = facts.get("weights", 0), facts.get("zero_weights", 0)
-    if weights:
-        keep = (weights - none) / weights * part.luts / need
-        bits = max(facts.get("bits", {"": 0}).values())
-        fixes.append(f"prune to {min(0.99, 1 - 0.95 * keep):.0%} zeros (quantize_fixed.zeros), or "
-                     f"use fewer than {bits} bits")  # fmt: skip
-    larger = least(need)
-    if larger is not None:
-        fixes.append(f"choose {larger.name}")
-    return Refusal(
-        "model",
-        f"needs about {need:,.0f} LUTs (da4ml counts {counted:,.0f}), {name} has {part.luts:,}",
-        ", or ".join(fixes),
-    )
-
-
 def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """Build the design, compare every engine with the reference, place and route it.
 
@@ -140,7 +114,4 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     """
     from exporters.fpga.rtl import build
 
-    found = refusals(source, options, env.context)
-    if found:
-        raise Unsupported("does not fit", found, where="to_fpga")
     return build(source, options, env)

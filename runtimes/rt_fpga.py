@@ -165,11 +165,4 @@ def _dais(spec: Spec, path: Path) -> Integers:
 def _gates(spec: Spec, artifact: Artifact) -> Integers:
     netlist = gates.Netlist(_file(artifact, gates.FILE))
     stages = int(artifact.facts["stages"])
-    inputs, outputs = words.in_formats(spec), words.out_formats(spec)
-    wide = sum(form.bits for form in outputs)
-
-    def run(tensors: Mapping[str, Any]) -> Any:
-        bits = words.to_bits(words.in_words(spec, tensors), inputs)
-        return words.from_bits(netlist.run(bits, stages, wide), outputs)
-
-    return run
+    return lambda tensors: gates.simulated(netlist, spec, tensors, stages)

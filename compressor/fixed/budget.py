@@ -29,7 +29,7 @@ def narrowed(task: loop.Task, schedule: loop.Schedule, options: Any, env: Env) -
     for number in range(ROUNDS):
         if now <= budget:
             break
-        _descend(task, schedule, options, LEAST * budget)
+        _descend(task, schedule, options, now)
         folder = env.checkpoint / f"budget{number}"
         folder.mkdir(parents=True, exist_ok=True)
         loop.train(task, short, folder, lambda done, text: env.progress(0.95 + 0.05 * done, text))
@@ -46,10 +46,10 @@ def narrowed(task: loop.Task, schedule: loop.Schedule, options: Any, env: Env) -
     return [f"{first:,.0f} → {now:,.0f} LUTs by da4ml's count, budget {budget:,}; bits: {told}"]
 
 
-def _descend(task: loop.Task, schedule: loop.Schedule, options: Any, budget: float) -> None:
-    """The steps that cost least per LUT saved, until the count is within the budget."""
-    student = task.student
-    now, loss = graph.cost(build(student, options.overflow)), loop.held_out_loss(task, schedule)
+def _descend(task: loop.Task, schedule: loop.Schedule, options: Any, now: float) -> None:
+    """The steps that cost least per LUT saved, from a count of `now` to one within the budget."""
+    student, budget = task.student, LEAST * options.lut_budget
+    loss = loop.held_out_loss(task, schedule)
     while now > budget:
         tried = []
         for name in (*student.bits, ""):

@@ -18,7 +18,7 @@ from compressor.sources.torch_io import tensors, threads
 from compressor.training.original import original
 from exporters._drop_in import require_drop_in
 from exporters.base import Context, Env, Refusal, Samples
-from runtimes.errors import BuildFailed, UsageError
+from runtimes.errors import BuildFailed, Unsupported, UsageError
 from runtimes.fixed import reference
 from runtimes.fixed.spec import SPEC, WEIGHTS, Format, Spec, write_spec, zeros
 from runtimes.types import Artifact, TensorSpec
@@ -32,18 +32,23 @@ EPOCHS = 30.0
 
 def refusals(source: Artifact, options: Any, context: Context) -> list[Refusal]:  # noqa: ARG001
     """Reasons why this model has no fixed-point form."""
+    return _read(source)[1]
+
+
+def _read(source: Artifact) -> tuple[FloatNet | None, list[Refusal]]:
     if source.facts.get("state"):
         why = "it keeps a recurrent state between calls"
-        return [Refusal("model", why, "use target openvino or onnxruntime")]
-    return read(source)[1]
+        return None, [Refusal("model", why, "use target openvino or onnxruntime")]
+    return read(source)
 
 
 def run(source: Artifact, options: Any, env: Env) -> Artifact:
     """The specification of `source`, with what it came to among the facts."""
     import torch
 
-    net, _ = read(source)
-    assert net is not None
+    net, found = _read(source)
+    if net is None:
+        raise Unsupported("has no fixed-point form", found, where=STEP)
     data = _calibration(env)
     with threads(env.context.threads), torch.random.fork_rng():
         student, notes, trained = _student(net, source.inputs, data, options, env)

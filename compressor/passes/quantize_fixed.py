@@ -17,7 +17,7 @@ from typing import Literal
 
 from compressor.recovery.schedule import check_budget, out_of_range
 from exporters.base import Context, Env, Refusal, installed
-from runtimes.errors import Unsupported, UsageError
+from runtimes.errors import UsageError
 from runtimes.types import Artifact
 
 REV = 1
@@ -116,9 +116,6 @@ def run(source: Artifact, options: Options, env: Env) -> Artifact:
     Raises `Unsupported` with the nodes that cannot be built, `UsageError` without any data or where
     calibration data overflows, `BuildFailed` where training diverged.
     """
-    found = refusals(source, options, env.context)
-    if found:
-        raise Unsupported("has no fixed-point form", found, where="quantize_fixed")
     from compressor.fixed.fit import run as fit
 
     return fit(source, options, env)

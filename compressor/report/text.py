@@ -101,9 +101,8 @@ def _numbers(record: RunRecord, chosen: Candidate) -> list[str]:
         "" if chosen.package_bytes is None else f", {show.size(chosen.package_bytes)} compressed"
     )
     lines = _wrapped("size", f"{show.smaller(chosen.size_bytes, before)}: {change}{coded}")
-    if hardware := show.hardware(
-        chosen
-    ):  # its files are a description: what counts is what it takes
+    # The files of hardware are a description: what counts is what it takes.
+    if hardware := show.hardware(chosen):
         lines = _wrapped("hardware", ", ".join(f"{k} {v}" for k, v in hardware.items()))
     lines += _accuracy(chosen)
     for timing in chosen.timings:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
+from exporters.base import Refusal
 from runtimes.errors import UsageError
+
+SPARE = 1.1  # by which the count may miss before synthesis says so itself
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,30 @@ def device(name: str) -> Device:
     )
 
 
-def least(luts: float, family: str | None = None) -> Device | None:
-    """The smallest routed part with so many LUTs, of one family or of any."""
+def least(luts: float) -> Device | None:
+    """The smallest routed part with so many LUTs."""
     parts = sorted(DEVICES.values(), key=lambda d: d.luts)
-    fits = (d for d in parts if d.routed and d.luts >= luts and family in (None, d.family))
-    return next(fits, None)
+    return next((d for d in parts if d.routed and d.luts >= luts), None)
+
+
+def too_large(counted: float, name: str, facts: dict[str, Any]) -> Refusal | None:
+    """Whether a network of so many counted LUTs is too large for a part, and what would fit."""
+    part = device(name)
+    need = counted * part.per_cost
+    if need <= SPARE * part.luts:
+        return None
+    fixes = []
+    weights, none = facts.get("weights", 0), facts.get("zero_weights", 0)
+    if weights:
+        keep = (weights - none) / weights * part.luts / need
+        bits = max(facts.get("bits", {"": 0}).values())
+        fixes.append(f"prune to {min(0.99, 1 - 0.95 * keep):.0%} zeros (quantize_fixed.zeros), or "
+                     f"use fewer than {bits} bits")  # fmt: skip
+    larger = least(need)
+    if larger is not None:
+        fixes.append(f"choose {larger.name}")
+    return Refusal(
+        "model",
+        f"needs about {need:,.0f} LUTs (da4ml counts {counted:,.0f}), {name} has {part.luts:,}",
+        ", or ".join(fixes),
+    )

@@ -12,8 +12,8 @@ import numpy as np
 from exporters.base import Env, where_installed
 from exporters.fpga import qonnx
 from exporters.fpga.finn import folding
-from exporters.fpga.hls_report import FORMULA, figure
-from exporters.fpga.project import handed_out, vectors
+from exporters.fpga.hls_report import FORMULA
+from exporters.fpga.project import figure, handed_out, vectors
 from exporters.fpga.tools import run_python
 from runtimes.errors import BadArtifact, Unsupported
 from runtimes.fixed import reference

@@ -21,10 +21,10 @@ from exporters.base import Env, installed
 from exporters.fpga import hls_graph
 from exporters.fpga.hls_report import REPORT, estimates, vendor_figures
 from exporters.fpga.project import handed_out, vectors
-from exporters.fpga.tools import SHOWN, run_tool
 from runtimes.errors import BadArtifact, BuildFailed, MissingTool, Unsupported
 from runtimes.fixed import reference
 from runtimes.fixed.spec import Output, Spec, read_spec
+from runtimes.fpga.child import SHOWN, run_tool
 from runtimes.fpga.hls import FOLDER, PROJECT, TOLD, Emulator, missing
 from runtimes.types import Artifact
 
@@ -95,7 +95,7 @@ def write(spec: Spec, options: Any, folder: Path) -> list[dict[str, Any]]:
         with contextlib.redirect_stdout(said):
             model = _model(spec, options, folder)
             model.write()
-    except Exception as error:
+    except Exception as error:  # it raises plain Exception
         last = "".join(f"\n    {line[:200]}" for line in said.getvalue().splitlines()[-SHOWN:])
         raise BuildFailed(f"hls4ml failed: {error!r}{last}", where="to_hls") from error
     _portable(folder, model.config.get_config_value("Stamp"))

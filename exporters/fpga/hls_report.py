@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from exporters.fpga.hls_graph import kernel, ungrouped
+from exporters.fpga.project import figure
 from runtimes.errors import BuildFailed
 from runtimes.fixed.spec import Layer, Spec
 from runtimes.fpga.hls import PROJECT
@@ -26,11 +27,6 @@ REPORT = f"{PROJECT}_prj/solution1/syn/report/{PROJECT}_csynth.xml"
 FORMULA, VENDOR = "estimate (formula)", "vendor report"
 NARROW = 10  # bits of a product that is still built of LUTs
 BRAM_BITS = 18432
-
-
-def figure(value: float, provenance: str, tool: str) -> dict[str, Any]:
-    """One figure, with what it is from."""
-    return {"value": value, "provenance": provenance, "tool": tool}
 
 
 def estimates(spec: Spec, layers: list[dict[str, Any]], options: Any) -> dict[str, Any]:

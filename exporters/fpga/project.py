@@ -27,6 +27,11 @@ def vectors(spec: Spec, count: int, env: Env) -> dict[str, Any]:
     return words.joined(parts)
 
 
+def figure(value: float, provenance: str, tool: str) -> dict[str, Any]:
+    """One figure, with what it is from."""
+    return {"value": value, "provenance": provenance, "tool": tool}
+
+
 def handed_out(source: Artifact, spec: Spec, told: dict[str, Any], env: Env) -> Artifact:
     """Write the specification and `resources.json`; the artifact with what is in `told`.
 

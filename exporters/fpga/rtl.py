@@ -9,11 +9,11 @@ import numpy as np
 
 from exporters.base import Env
 from exporters.fpga import aiger, graph, route, verilog, wrapper
-from exporters.fpga.devices import Device, device
-from exporters.fpga.project import handed_out, vectors
+from exporters.fpga.devices import Device, device, too_large
+from exporters.fpga.project import figure, handed_out, vectors
 from exporters.fpga.synthesis import GATES, Synthesised, synthesise
 from exporters.fpga.tools import require_compiler, versions
-from runtimes.errors import BadArtifact, BuildFailed
+from runtimes.errors import BadArtifact, BuildFailed, Unsupported
 from runtimes.fixed import reference
 from runtimes.fixed.spec import Spec, read_spec
 from runtimes.fpga import gates, words
@@ -24,7 +24,7 @@ VECTORS, BITSTREAM, DAIS = "sim/vectors.npz", "net.bit", "sim/dais.json"
 
 
 def build(source: Artifact, options: Any, env: Env) -> Artifact:
-    """Write the artifact; `source` is a `fixed` one that fits the part."""
+    """Write the artifact of a `fixed` one; `Unsupported` where it does not fit the part."""
     spec, part = read_spec(source.root), device(options.device)
     if options.simulate == "verilator":
         require_compiler("to_fpga")
@@ -32,12 +32,14 @@ def build(source: Artifact, options: Any, env: Env) -> Artifact:
     logs, limit = env.checkpoint / "logs", 60.0 * options.limit_minutes
     env.progress(0.0, "solving the adder graph")
     solved = graph.solve(spec, options.cutoff)
+    if refused := too_large(solved.cost, part.name, source.facts.get("fixed", {})):
+        raise Unsupported("does not fit", [refused], where="to_fpga")
     write_sources(spec, solved, env.work)
     given = vectors(spec, options.vectors, env)
     expected = words.out_words(spec, reference.integers(spec, given))
     _write_vectors(spec, given, expected, env.work)
-    checks = {"numpy": len(expected)}
-    checks["da4ml"] = _same(_dais(spec, solved, given), expected, "da4ml's interpreter")
+    interpreted = words.from_dais(spec, solved.comb, given)
+    checks = {"numpy": len(expected), "da4ml": _same(interpreted, expected, "da4ml's interpreter")}
     if options.simulate == "verilator":
         env.progress(0.1, "Verilator compiles the design")
         simulator = Simulator(env.work / "rtl", env.scratch / "verilator", limit)
@@ -48,7 +50,8 @@ def build(source: Artifact, options: Any, env: Env) -> Artifact:
     if (env.scratch / "synthesis" / GATES).is_file():
         aiger.convert(env.scratch / "synthesis" / GATES, env.work / gates.FILE)
         netlist = gates.Netlist(env.work / gates.FILE)
-        checks["gates"] = _same(_gates(spec, netlist, given, stages), expected, "the netlist")
+        simulated = gates.simulated(netlist, spec, given, stages)
+        checks["gates"] = _same(simulated, expected, "the netlist")
     figures = _counted(cells, solved, tools)
     seeds: list[route.Routed] = []
     if options.pnr and part.routed:
@@ -105,29 +108,15 @@ def _same(found: Any, expected: Any, engine: str) -> int:
     return len(expected)
 
 
-def _dais(spec: Spec, solved: graph.Graph, given: dict[str, Any]) -> Any:
-    return words.from_dais(spec, solved.comb, given)
-
-
-def _gates(spec: Spec, netlist: gates.Netlist, given: dict[str, Any], stages: int) -> Any:
-    formats = words.out_formats(spec)
-    bits = words.to_bits(words.in_words(spec, given), words.in_formats(spec))
-    return words.from_bits(netlist.run(bits, stages, sum(f.bits for f in formats)), formats)
-
-
-def _figure(value: float, provenance: str, tool: str) -> dict[str, Any]:
-    return {"value": value, "provenance": provenance, "tool": tool}
-
-
 def _counted(cells: Synthesised, solved: graph.Graph, tools: dict[str, str]) -> dict[str, Any]:
     yosys = f"yosys {tools['pyosys']}"
     made = {
-        kind: _figure(cells.count(kind), "synthesised", yosys)
+        kind: figure(cells.count(kind), "synthesised", yosys)
         for kind in ("luts", "ffs", "dsps", "brams")
     }
     made["synthesised_luts"] = made["luts"]
-    made["counted_luts"] = _figure(round(solved.cost), "estimate", f"da4ml {tools['da4ml']}")
-    made["latency_cycles"] = _figure(len(solved.stages), "simulated", "the netlist, clock by clock")
+    made["counted_luts"] = figure(round(solved.cost), "estimate", f"da4ml {tools['da4ml']}")
+    made["latency_cycles"] = figure(len(solved.stages), "simulated", "the netlist, clock by clock")
     return made
 
 
@@ -151,10 +140,10 @@ def _routed(
     name = f"nextpnr-{part.family}"
     tool = f"{name} {tools.get('yowasp-' + name, '')}".strip()
     fmax = round(chosen.fmax_mhz, 3)
-    made = {kind: _figure(n, "post-route", tool) for kind, n in chosen.used.items()
+    made = {kind: figure(n, "post-route", tool) for kind, n in chosen.used.items()
             if n or kind == "luts"}  # fmt: skip
-    made["fmax_mhz"] = _figure(fmax, "post-route", f"{tool}, median of {len(seeds)} seeds")
-    made["latency_ns"] = _figure(round(1000 * stages / fmax, 2), "post-route", tool)
+    made["fmax_mhz"] = figure(fmax, "post-route", f"{tool}, median of {len(seeds)} seeds")
+    made["latency_ns"] = figure(round(1000 * stages / fmax, 2), "post-route", tool)
     return made
 
 

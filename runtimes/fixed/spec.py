@@ -138,10 +138,6 @@ class Spec:
         found = {one.name: one.shape for one in self.inputs}
         return {**found, **{layer.name: layer.shape for layer in self.layers}}
 
-    def layer(self, name: str) -> Layer:
-        """The layer of that name; KeyError where there is none."""
-        return {layer.name: layer for layer in self.layers}[name]
-
     def fractions(self, layer: Layer) -> Any:
         """Fraction bits of a layer's products, one per output channel (dense and conv)."""
         wide = np.asarray(layer.attributes["weight"]["fraction"], np.int64)

@@ -8,11 +8,13 @@ vector is shifted in bit by bit, its result out, exactly as pins would see it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, List, Mapping, Tuple
 
 import numpy as np
 
 from runtimes.errors import BadArtifact
+from runtimes.fixed.spec import Spec
+from runtimes.fpga import words
 
 FILE = "sim/gates.npz"
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -93,6 +95,13 @@ class Netlist:
         state[latch >> 1] = state[after >> 1] ^ inverted
 
 
+def simulated(netlist: Netlist, spec: Spec, tensors: Mapping[str, Any], stages: int) -> Any:
+    """Output words [vectors, words] for integers of the inputs by name."""
+    formats = words.out_formats(spec)
+    bits = words.to_bits(words.in_words(spec, tensors), words.in_formats(spec))
+    return words.from_bits(netlist.run(bits, stages, sum(f.bits for f in formats)), formats)
+
+
 def _packed(bits: Any) -> Any:
     """[bits, words of 64 vectors]."""
     count = -(-len(bits) // 64)
@@ -103,6 +112,6 @@ def _packed(bits: Any) -> Any:
     return packed.view("<u8")[:, :, 0].astype(np.uint64)
 
 
-def _unpacked(words: Any, count: int) -> Any:
-    wide = np.ascontiguousarray(words.astype("<u8")).view(np.uint8).reshape(len(words), -1)
+def _unpacked(lanes: Any, count: int) -> Any:
+    wide = np.ascontiguousarray(lanes.astype("<u8")).view(np.uint8).reshape(len(lanes), -1)
     return np.unpackbits(wide, axis=1, bitorder="little")[:, :count].T.astype(bool)

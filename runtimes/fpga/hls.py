@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
-from runtimes.errors import BadArtifact, BuildFailed, MissingTool
+from runtimes.errors import BadArtifact, MissingTool
 from runtimes.fixed import reference
 from runtimes.fixed.spec import Spec
+from runtimes.fpga.child import run_tool
 
 FOLDER, PROJECT, TOLD = "hls", "net", "emulator.json"
 LIMIT_S = 1200.0
+_TELLING = ("error", "Assertion")
 
 
 def missing() -> Optional[str]:
@@ -73,7 +74,7 @@ class Emulator:
         folder.mkdir(parents=True, exist_ok=True)
         self._spec, self._project, self._limit_s = spec, project, limit_s
         self._folder = folder.resolve()
-        self._log, self._program = folder / "emulator.log", self._folder / "emulator"
+        self._program = self._folder / "emulator"
         main = self._folder / "main.cpp"
         main.write_text(_main(spec), encoding="utf-8")
         weights = str((project / "firmware" / "weights").resolve())
@@ -104,23 +105,8 @@ class Emulator:
         return found
 
     def _run(self, command: Sequence[str]) -> None:
-        with self._log.open("wb") as log:
-            try:
-                subprocess.run(
-                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                    cwd=str(self._project), timeout=self._limit_s, check=True,
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                raise self._failed(command, f"was stopped after {self._limit_s:.0f} s") from None
-            except subprocess.CalledProcessError as error:
-                raise self._failed(command, f"ended with code {error.returncode}") from error
-
-    def _failed(self, command: Sequence[str], how: str) -> BuildFailed:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        shown = [line for line in lines if "error" in line or "Assertion" in line][:4]
-        told = "".join("\n    " + line[:200] for line in shown or lines[-8:])
-        name = Path(command[0]).name
-        return BuildFailed(f"{name} {how}:{told}", where="hls", fix=f"see {self._log}")
+        log = self._folder / f"{Path(command[0]).name}.log"
+        run_tool(command, log, self._limit_s, self._project, where="hls", telling=_TELLING)
 
 
 def _size(shape: Sequence[int]) -> int:
