@@ -127,13 +127,14 @@ def _readme(root: Path, content: Content) -> str:
         f"typical {row['opt']}, largest {row['max']}"
         for row in content.inputs
     )
+    jetpack = f"JetPack {_jetpack(content)}" if _jetpack(content) != "none" else "on no Jetson"
     more = _BF16 if (root / EMULATED).is_file() else ""
     given = "calibration data" if content.of_calibration else "seeded examples (no data was given)"
     return f"""# A model for TensorRT ({content.precision})
 
 No engine is in here: TensorRT builds one for the GPU and the version it runs on. On the device,
-with its own TensorRT {_least_version(content.opset)} or later (JetPack {_jetpack(content)}),
-Python 3.8 or later and numpy:
+with its own TensorRT {_least_version(content.opset)} or later ({jetpack}), Python 3.8 or later and
+numpy:
 
     python3 build_engine.py --result-json r.json
 

@@ -41,12 +41,7 @@ from runtimes.types import Artifact
 __all__ = ["Weight", "find_weights", "refusals", "run", "storage_note"]
 
 COMPUTED_BLOCK = 32
-_EXPLICIT_BLOCKS = (
-    128,
-    64,
-    32,
-    16,
-)  # the largest that divides: what NVIDIA's quantizer takes, first
+_EXPLICIT_BLOCKS = (128, 64, 32, 16)  # the largest that divides; NVIDIA's quantizer takes the first
 # Rounds weights to 4 bits: by tensor name, the integers with their noise.
 # The last argument holds the size of blocks for those that have scales by block.
 Rounding = Callable[[Any, Index, Sequence[Weight], Mapping[str, int]], Mapping[str, Rounded]]
